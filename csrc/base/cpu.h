@@ -1,5 +1,6 @@
 // Which instruction sets this machine has, asked of the processor and of the operating system (xgetbv, arch_prctl for AMX tiles).
 #pragma once
+#include <cstdint>
 #include <string>
 #include <vector>
 

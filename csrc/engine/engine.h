@@ -18,3 +18,89 @@
 // I12 An example's loss on a branch depends on weights, example, branch and instruction set only. Per-example losses are added as int64
 //     fixed point (2^-32), so sums over examples, threads and ranks are exact and order-free.
 #pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/loss.h"
+#include "engine/run_header.h"
+#include "io/journal.h"
+
+namespace smezo {
+
+struct EngineOptions {
+  std::string model_dir;
+  std::string run_dir;  // "": nothing is durable (evaluation, benchmarks)
+  MethodConfig method;
+  std::string dtype = "auto";       // auto | fp32 | bf16: what GEMM inputs are rounded to; auto: fp32 for an fp32 base, else bf16
+  std::string values = "auto";      // auto | fp32 | bf16+8 | bf16: working copies; auto: bf16+8
+  std::string operand = "nearest";  // nearest | dither | split
+  std::string reduction = "example";
+  uint64_t seed = 0;
+  int threads = 0;     // 0: default_threads()
+  int sync_every = 1;  // records a sync; a power cut may lose the last sync_every - 1 of them
+  std::string delta;   // starting delta, or ""
+};
+
+// What a probe found out. Branch order is the caller's.
+struct ProbeResult {
+  std::vector<Branch> branches;
+  std::vector<BranchLoss> losses;               // [n_branches]
+  std::vector<std::vector<float>> values;       // see ForwardResult
+  std::vector<std::pair<std::string, double>> parts;
+};
+
+// What the caller decided after a probe. A non-finite loss or scalar makes it a skipped step (I11).
+struct StepDecision {
+  float lr = 0;
+  float loss = 0, loss_plus = 0, loss_minus = 0;
+  std::vector<float> scalars;
+};
+
+class Engine {
+ public:
+  struct Impl;  // engine_impl.h
+
+  // Opens the base and, when run_dir holds a journal, becomes the model it describes. ArgumentError when the journal is of another base,
+  // method, seed or value dtype; FormatError when it is damaged.
+  static std::unique_ptr<Engine> open(const EngineOptions& options);
+  ~Engine();
+
+  // lr and eps of the run. Writes the journal's header; nothing can be committed before. ArgumentError: not positive, or already started.
+  void start(float lr, float eps);
+  bool started() const;
+  float lr() const;
+  float eps() const;
+  uint32_t step() const;  // last committed step; 0: none
+
+  std::vector<Branch> training_branches(float eps) const;  // + and - of every query
+  ProbeResult probe(const Batch& batch, const std::vector<Branch>& branches, uint32_t noise_step, bool want_logits = false);
+  // The step has happened when this returns. Returns false for a skipped step.
+  bool commit(const StepDecision& decision);
+  void sync();  // the journal, whatever sync_every says
+
+  void flush();  // every weight at the journal's tail
+  void save_delta(const std::string& path);
+  void save_generation();
+  void close();
+
+  const ModelConfig& model_config() const;
+  const RunHeader& header() const;
+  const std::vector<ParameterSpec>& parameters() const;
+  int threads() const;
+  int64_t working_copy_bytes() const;
+  int64_t n_trained() const;  // elements selected, over all tensors
+  const std::vector<std::string>& notes() const;  // what a user should be told once (another instruction set, a dropped tail, ...)
+  std::vector<float> weights(uint32_t tensor_id);  // at the journal's tail, fp32
+  TensorDirection direction(uint32_t tensor_id, uint32_t step, uint32_t query) const;
+  // cos^2(z, z_eff) with z_eff = (Q(w + eps z) - Q(w - eps z)) / (2 eps) over the trained elements (DESIGN section 4, Operand rounding).
+  double surviving_perturbation(float eps, uint32_t noise_step);
+
+ private:
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace smezo

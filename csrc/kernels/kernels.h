@@ -106,6 +106,12 @@ struct Kernels {
   void (*attention)(const AttentionJob&);
   // h = silu(gate) * up over n floats (gate and h may alias).
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* h);
+  // silu_mul and rms_norm whose result goes straight into a packed activation, as `pack` would have rounded and laid it out:
+  // gate, up and x are feature-major [k][ld]; panels [panel0, panel0 + n_panels) of `packed`.
+  void (*silu_mul_pack)(Compute, const float* gate, const float* up, int64_t ld, int64_t k, int64_t panel0,
+                        int64_t n_panels, void* packed);
+  void (*rms_norm_pack)(Compute, const float* x, int64_t ld, int64_t k, const float* gain, float eps, int64_t panel0,
+                        int64_t n_panels, void* packed);
   // Online log-sum-exp over rows of logits [n_rows][ld] for n_panels * 16 columns: max and sum [ld], updated in row order.
   void (*lse_update)(const float* logits, int64_t n_rows, int64_t ld, int64_t n_panels, float* max, float* sum);
 };

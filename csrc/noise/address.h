@@ -1,5 +1,6 @@
 // Where every random bit comes from (I6). Nothing in the library draws from a stream: a bit is addressed by
-// (run seed, step, query, purpose, tensor id, element), and this header is the one table of how that address becomes a Philox counter.
+// (run seed, step, query, purpose, tensor id, element), and this header is the one table of how that address
+// becomes a Philox counter.
 //
 //   key  word 0   run seed, low 32 bits
 //   key  word 1   run seed, high 32 bits
@@ -8,13 +9,14 @@
 //   ctr  word 2   step
 //   ctr  word 3   query (15..0); bits 31..16 are zero
 //
-// A block is one Philox call: four 32-bit words. Elements map to blocks 16 blocks at a time, so that 16 vector lanes each
-// run one block and every output word is a vector of consecutive elements; nothing is ever transposed:
+// A block is one Philox call: four 32-bit words. Elements map to blocks 16 blocks at a time, so that 16
+// vector lanes each run one block and every output word is a vector of consecutive elements; nothing is ever
+// transposed:
 //
 //   a kind that spends b bits an element has groups of 16 * 128 / b elements;
 //   group = e / group size, lane = e % 16, slot = (e / 16) % (128 / b);
-//   block = group * 16 + lane; its 128 bits are words 0..3, each from its least significant bit up; the element owns bits
-//   [slot * b, slot * b + b) of them.
+//   block = group * 16 + lane; its 128 bits are words 0..3, each from its least significant bit up; the
+//   element owns bits [slot * b, slot * b + b) of them.
 //
 //   b = 1    Rademacher           group 2048
 //   b = 8    gaussian8, tail rounding (low byte of an fp32)   group 256
@@ -30,12 +32,12 @@ namespace smezo {
 enum class Purpose : uint32_t {
   direction = 0,
   mask = 1,
-  rounding = 2,    // stochastic rounding of a stored weight when a record is applied
-  subset = 3,      // which layers take part
-  factor = 4,      // low-rank factors
+  rounding = 2,  // stochastic rounding of a stored weight when a record is applied
+  subset = 3,    // which layers take part
+  factor = 4,    // low-rank factors
   query_plan = 5,
   data_order = 6,
-  dither = 7,      // stochastic rounding of a branch operand
+  dither = 7,  // stochastic rounding of a branch operand
 };
 
 struct Counter {
@@ -68,7 +70,8 @@ SMEZO_HD Counter counter_of(const Stream& s, uint64_t block) {
           s.step, s.query};
 }
 
-// Element e of a kind that spends `bits` an element: its block and the position of its first bit in the block's 128.
+// Element e of a kind that spends `bits` an element: its block and the position of its first bit in the
+// block's 128.
 SMEZO_HD uint64_t block_of(uint64_t e, uint32_t bits) {
   const uint64_t group_size = 16 * (128 / bits);
   return (e / group_size) * 16 + e % 16;

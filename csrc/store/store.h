@@ -31,6 +31,8 @@ class Store {
   virtual const TensorRequest& request(uint32_t tensor_id) const = 0;
   virtual WeightView weight(uint32_t tensor_id) = 0;       // the working copy if trained, else the base
   virtual WeightView base_weight(uint32_t tensor_id) = 0;  // the base as stored, never writable
+  // Elements [e0, e0 + n) of a trained tensor as a fresh working copy would hold them (rounded to 24 bits where values are BF16T8), fp32.
+  virtual void base_values(uint32_t tensor_id, int64_t e0, int64_t n, float* out) = 0;
   virtual DType base_dtype() const = 0;                    // the most common dtype of the base's matrices
   // Covers names, shapes, dtypes and content of every tensor asked for (16 hex digits of a content hash chain; see store.cpp).
   virtual std::string fingerprint() = 0;

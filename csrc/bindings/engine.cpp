@@ -1,0 +1,231 @@
+// Bindings of the engine. The GIL is released around everything that computes, reads or writes.
+#include "engine/engine.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include "base/error.h"
+#include "bindings/init.h"
+
+namespace py = pybind11;
+
+namespace smezo {
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+Task task_from_name(const std::string& name) {
+  if (name == "language_model") return Task::language_model;
+  if (name == "choice_candidates") return Task::choice_candidates;
+  if (name == "choice_sequences") return Task::choice_sequences;
+  fail<ArgumentError>("task", "'" + name + "', expected language_model, choice_candidates or choice_sequences");
+}
+
+template <class T>
+std::vector<T> to_vector(const Array<T>& a) {
+  return std::vector<T>(a.data(), a.data() + a.size());
+}
+
+Batch make_batch(const Array<int32_t>& tokens, const Array<int64_t>& segments, const Array<int32_t>& labels,
+                 int n_examples, const std::string& task, int n_options, const Array<int32_t>& candidates,
+                 const Array<int32_t>& answers) {
+  check<ArgumentError>(segments.ndim() == 2 && segments.shape(1) == 3 && labels.ndim() == 2 && labels.shape(1) == 4,
+                       "batch", "segments or labels of another shape, expected [n, 3] and [n_labels, 4]");
+  Batch b;
+  b.tokens = to_vector(tokens);
+  for (int64_t i = 0; i < segments.shape(0); ++i) {
+    b.segments.push_back({segments.at(i, 0), segments.at(i, 1), segments.at(i, 2)});
+  }
+  for (int64_t i = 0; i < labels.shape(0); ++i) {
+    b.labels.push_back({labels.at(i, 0), labels.at(i, 1), labels.at(i, 2), labels.at(i, 3)});
+  }
+  b.n_examples = n_examples;
+  b.task = task_from_name(task);
+  b.n_options = n_options;
+  b.candidates = to_vector(candidates);
+  b.answers = to_vector(answers);
+  for (const Label& l : b.labels) {
+    check<ArgumentError>(l.example >= 0 && l.example < n_examples, "batch",
+                         "label of example " + std::to_string(l.example) + ", expected 0 to " + std::to_string(n_examples - 1));
+    check<ArgumentError>(b.task == Task::language_model || (l.option >= 0 && l.option < n_options), "batch",
+                         "label of option " + std::to_string(l.option) + ", expected 0 to " + std::to_string(n_options - 1));
+  }
+  if (b.task != Task::language_model) {
+    check<ArgumentError>(b.answers.size() == static_cast<size_t>(n_examples), "batch",
+                         std::to_string(b.answers.size()) + " answers, expected one an example");
+    for (int32_t a : b.answers) {
+      check<ArgumentError>(a >= 0 && a < n_options, "batch",
+                           "answer " + std::to_string(a) + ", expected 0 to " + std::to_string(n_options - 1));
+    }
+  }
+  return b;
+}
+
+// Losses as numpy: [n_branches] and [n_branches, n_examples].
+py::dict probe_dict(const ProbeResult& r, const Batch& batch) {
+  py::dict out;
+  const py::ssize_t n_branches = static_cast<py::ssize_t>(r.branches.size());
+  py::array_t<double> example({n_branches, static_cast<py::ssize_t>(batch.n_examples)});
+  py::array_t<double> mean(n_branches);
+  py::list fixed;
+  for (py::ssize_t b = 0; b < n_branches; ++b) {
+    const BranchLoss& l = r.losses[static_cast<size_t>(b)];
+    for (py::ssize_t e = 0; e < batch.n_examples; ++e) {
+      const double count = l.count[static_cast<size_t>(e)];
+      example.mutable_at(b, e) = l.sum[static_cast<size_t>(e)] / count;
+    }
+    mean.mutable_at(b) = l.mean();
+    fixed.append(py::make_tuple(l.fixed_sum, l.n));
+  }
+  out["example_losses"] = example;
+  out["losses"] = mean;
+  out["fixed_sums"] = fixed;
+  py::dict parts;
+  for (const auto& [name, seconds] : r.parts) parts[py::str(name)] = seconds;
+  out["parts"] = parts;
+  return out;
+}
+
+py::array_t<float> stack(const std::vector<std::vector<float>>& values, py::ssize_t columns) {
+  const py::ssize_t rows = static_cast<py::ssize_t>(values.size());
+  py::array_t<float> out({rows, static_cast<py::ssize_t>(values.empty() ? 0 : values[0].size()) / columns, columns});
+  float* p = out.mutable_data();
+  for (const auto& v : values) p = std::copy(v.begin(), v.end(), p);
+  return out;
+}
+
+std::vector<Branch> branches_from(const std::vector<std::tuple<int, int, float>>& rows) {
+  std::vector<Branch> out;
+  for (const auto& [query, sign, eps] : rows) out.push_back({query, sign, eps});
+  return out;
+}
+
+}  // namespace
+
+void init_engine(py::module_& m) {
+  py::class_<Batch>(m, "Batch").def(py::init(&make_batch), py::arg("tokens"), py::arg("segments"), py::arg("labels"),
+                                    py::arg("n_examples"), py::arg("task"), py::arg("n_options"), py::arg("candidates"),
+                                    py::arg("answers"));
+
+  py::class_<Engine>(m, "Engine")
+      .def(py::init([](const std::string& model_dir, const std::string& run_dir, const std::string& kind,
+                       const std::string& trains, double sparsity, const std::string& noise, int queries,
+                       double weight_decay, const std::string& dtype, const std::string& values,
+                       const std::string& operand, const std::string& reduction, uint64_t seed, int threads,
+                       int sync_every, const std::string& delta) {
+             EngineOptions o;
+             o.model_dir = model_dir;
+             o.run_dir = run_dir;
+             o.method = {kind, trains, sparsity, noise_from_name(noise), queries, weight_decay};
+             o.dtype = dtype;
+             o.values = values;
+             o.operand = operand;
+             o.reduction = reduction;
+             o.seed = seed;
+             o.threads = threads;
+             o.sync_every = sync_every;
+             o.delta = delta;
+             py::gil_scoped_release release;
+             return Engine::open(o);
+           }),
+           py::kw_only(), py::arg("model_dir"), py::arg("run_dir"), py::arg("kind"), py::arg("trains"),
+           py::arg("sparsity"), py::arg("noise"), py::arg("queries"), py::arg("weight_decay"), py::arg("dtype"),
+           py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"), py::arg("threads"),
+           py::arg("sync_every"), py::arg("delta"))
+      .def("start", &Engine::start, py::arg("lr"), py::arg("eps"))
+      .def_property_readonly("started", &Engine::started)
+      .def_property_readonly("lr", &Engine::lr)
+      .def_property_readonly("eps", &Engine::eps)
+      .def_property_readonly("step", &Engine::step)
+      .def_property_readonly("threads", &Engine::threads)
+      .def_property_readonly("notes", &Engine::notes)
+      .def_property_readonly("n_trained", &Engine::n_trained)
+      .def_property_readonly("working_copy_bytes", &Engine::working_copy_bytes)
+      .def_property_readonly("max_length", [](const Engine& e) { return e.model_config().max_length(); })
+      .def_property_readonly("vocab_size", [](const Engine& e) { return e.model_config().vocab_size; })
+      .def_property_readonly("header_json", [](const Engine& e) { return to_json(e.header()); })
+      .def_property_readonly("tensors",
+                             [](const Engine& e) {
+                               py::list out;
+                               for (const ParameterSpec& p : e.parameters()) {
+                                 out.append(py::make_tuple(p.name, p.rows, p.cols, p.block_linear));
+                               }
+                               return out;
+                             })
+      .def(
+          "probe",
+          [](Engine& e, const Batch& batch, const std::vector<std::tuple<int, int, float>>& branches, uint32_t step) {
+            ProbeResult r;
+            {
+              py::gil_scoped_release release;
+              r = e.probe(batch, branches_from(branches), step);
+            }
+            return probe_dict(r, batch);
+          },
+          py::arg("batch"), py::arg("branches"), py::arg("noise_step"),
+          "branches: (query, sign, eps) tuples. Losses of every branch; changes no weight but to catch up.")
+      .def(
+          "scores",
+          [](Engine& e, const Batch& batch) {
+            ProbeResult r;
+            {
+              py::gil_scoped_release release;
+              r = e.probe(batch, {Branch{}}, 0);
+            }
+            py::dict out = probe_dict(r, batch);
+            if (batch.task != Task::language_model) {
+              out["scores"] = py::cast(option_scores(batch, r.values[0]));
+            }
+            return out;
+          },
+          py::arg("batch"), "The plain model's losses and, for a choice, option scores [n_examples * n_options].")
+      .def(
+          "logits",
+          [](Engine& e, const Batch& batch, const std::vector<std::tuple<int, int, float>>& branches, uint32_t step) {
+            ProbeResult r;
+            {
+              py::gil_scoped_release release;
+              r = e.probe(batch, branches_from(branches), step, true);
+            }
+            return stack(r.values, e.model_config().vocab_size);
+          },
+          py::arg("batch"), py::arg("branches"), py::arg("noise_step"), "float32 [n_branches, n_labels, V].")
+      .def("scalars",
+           [](const Engine& e, const std::vector<std::tuple<int, int, float>>& branches, const std::vector<double>& losses) {
+             return two_sided_scalars(branches_from(branches), losses, e.header().method.queries);
+           })
+      .def(
+          "commit",
+          [](Engine& e, float lr, float loss, float loss_plus, float loss_minus, const std::vector<float>& scalars) {
+            py::gil_scoped_release release;
+            return e.commit({lr, loss, loss_plus, loss_minus, scalars});
+          },
+          py::arg("lr"), py::arg("loss"), py::arg("loss_plus"), py::arg("loss_minus"), py::arg("scalars"))
+      .def("sync", &Engine::sync, py::call_guard<py::gil_scoped_release>())
+      .def("flush", &Engine::flush, py::call_guard<py::gil_scoped_release>())
+      .def("save_delta", &Engine::save_delta, py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def("save_generation", &Engine::save_generation, py::call_guard<py::gil_scoped_release>())
+      .def("close", &Engine::close)
+      .def("surviving_perturbation", &Engine::surviving_perturbation, py::arg("eps"), py::arg("noise_step"),
+           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "mask",
+          [](Engine& e, uint32_t id) {
+            const std::vector<float> w = e.weights(id);
+            const TensorDirection d = e.direction(id, 0, 0);
+            py::array_t<bool> out(static_cast<py::ssize_t>(w.size()));
+            for (size_t i = 0; i < w.size(); ++i) out.mutable_data()[i] = mask_at(d, i, w[i]);
+            return out;
+          },
+          py::arg("tensor_id"), "bool [n]: the elements that the next step selects.")
+      .def(
+          "weights",
+          [](Engine& e, uint32_t id) {
+            const std::vector<float> w = e.weights(id);
+            return py::array_t<float>(static_cast<py::ssize_t>(w.size()), w.data());
+          },
+          py::arg("tensor_id"), "float32 [n], at the journal's tail.");
+}
+
+}  // namespace smezo

@@ -1,0 +1,72 @@
+// Bindings of the files that `inspect` and the tests read: journal, state files, safetensors headers.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include "bindings/init.h"
+#include "io/journal.h"
+#include "io/state_file.h"
+
+namespace py = pybind11;
+
+namespace smezo {
+namespace {
+
+py::dict read_journal_dict(const std::string& path, bool with_records) {
+  py::list records;
+  const JournalState state = read_journal(path, [&](const Record& r, uint32_t chain) {
+    if (!with_records) return;
+    py::dict d;
+    d["kind"] = r.kind == RecordKind::step ? "step" : "skipped";
+    d["step"] = r.step;
+    d["lr"] = r.lr;
+    d["decay"] = r.decay;
+    d["loss"] = r.loss;
+    d["loss_plus"] = r.loss_plus;
+    d["loss_minus"] = r.loss_minus;
+    d["scalars"] = r.scalars;
+    d["chain"] = chain;
+    records.append(d);
+  });
+  py::dict out;
+  out["header_json"] = state.header_json;
+  out["salt"] = state.salt;
+  out["n_records"] = state.n_records;
+  out["n_bytes"] = state.n_bytes;
+  out["dropped_bytes"] = state.dropped_bytes;
+  out["tail_checksum"] = state.tail_checksum;
+  out["records"] = records;
+  return out;
+}
+
+py::dict read_state_dict(const std::string& path, const std::string& kind, bool verify) {
+  const StateReader file = StateReader::open(path, kind == "delta" ? StateKind::delta : StateKind::generation);
+  if (verify) file.verify_all();
+  py::list tensors;
+  for (const StateTensor& t : file.tensors()) {
+    py::dict d;
+    d["name"] = t.name;
+    d["dtype"] = dtype_name(t.dtype);
+    d["shape"] = t.shape;
+    d["packed"] = t.packed;
+    tensors.append(d);
+  }
+  py::dict out;
+  out["method_json"] = file.header().method_json;
+  out["base_fingerprint"] = file.header().base_fingerprint;
+  out["watermark"] = file.header().watermark;
+  out["journal_tail"] = file.header().journal_tail;
+  out["file_bytes"] = file.file_bytes();
+  out["tensors"] = tensors;
+  return out;
+}
+
+}  // namespace
+
+void init_journal(py::module_& m) {
+  m.def("read_journal", &read_journal_dict, py::arg("path"), py::arg("with_records") = true,
+        "A journal's header, state and records. FormatError when it is damaged.");
+  m.def("read_state", &read_state_dict, py::arg("path"), py::arg("kind"), py::arg("verify") = true,
+        "Header and tensor list of a delta or generation file (kind: 'delta' | 'generation').");
+}
+
+}  // namespace smezo

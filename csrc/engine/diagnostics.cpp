@@ -1,0 +1,73 @@
+// How much of a perturbation survives operand rounding.
+#include <algorithm>
+#include <cmath>
+
+#include "engine/engine_impl.h"
+#include "format/half.h"
+#include "model/catch_up.h"
+
+namespace smezo {
+namespace {
+
+// One strip of operands as fp32.
+struct Strip {
+  std::vector<uint8_t> raw;
+  DType dtype;
+  int64_t ld;
+  float at(int64_t i) const {
+    return dtype == DType::F32 ? reinterpret_cast<const float*>(raw.data())[i]
+                               : bf16_to_f32(reinterpret_cast<const uint16_t*>(raw.data())[i]);
+  }
+};
+
+Strip strip_for(const Kernels& kernels, Compute compute, int64_t rows, int64_t cols) {
+  Strip s;
+  s.dtype = kernels.operand_dtype(compute);
+  s.ld = kernels.operand_ld(compute, cols);
+  s.raw.resize(static_cast<size_t>(rows * s.ld * (s.dtype == DType::F32 ? 4 : 2)));
+  return s;
+}
+
+}  // namespace
+
+double Engine::surviving_perturbation(float eps, uint32_t noise_step) {
+  Impl& m = *impl_;
+  flush();
+  constexpr int64_t kRows = 8, kEvery = 16;  // 8 rows of every 128: millions of elements are plenty for two digits
+  double dot = 0, made = 0, wanted = 0;
+  for (uint32_t id = 0; id < m.parameters.size(); ++id) {
+    const TensorMethod& method = m.selection.tensors[id];
+    const WeightView w = m.store->weight(id);
+    if (!method.trained || w.rows == 1) continue;
+    OperandJob job;
+    job.w = w;
+    job.dir = direction_of(method, id, m.header.seed, noise_step, 0);
+    job.mode = m.header.operand;
+    job.compute = m.header.compute;
+    job.eps = eps;
+    OperandJob exact = job;
+    exact.mode = OperandMode::split;
+    exact.compute = Compute::f32;
+    const int64_t rows = std::min(kRows, w.rows);
+    Strip plus = strip_for(m.kernels, job.compute, rows, w.cols), minus = plus;
+    Strip weight = strip_for(m.kernels, Compute::f32, rows, w.cols), z = weight;
+    for (int64_t row0 = 0; row0 + rows <= w.rows; row0 += rows * kEvery) {
+      m.kernels.produce(job, row0, rows, plus.raw.data(), minus.raw.data());
+      m.kernels.produce(exact, row0, rows, weight.raw.data(), z.raw.data());
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < w.cols; ++c) {
+          const double want = z.at(r * z.ld + c);
+          const double made_z = job.mode == OperandMode::split
+                                    ? minus.at(r * minus.ld + c)
+                                    : (plus.at(r * plus.ld + c) - minus.at(r * minus.ld + c)) / (2.0 * eps);
+          dot += want * made_z;
+          made += made_z * made_z;
+          wanted += want * want;
+        }
+      }
+    }
+  }
+  return made > 0 ? dot * dot / (made * wanted) : 0.0;
+}
+
+}  // namespace smezo

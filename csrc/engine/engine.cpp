@@ -1,0 +1,248 @@
+// Open, probe, commit. What is saved lives in checkpoint.cpp.
+#include "engine/engine.h"
+
+#include <cmath>
+
+#include "base/error.h"
+#include "engine/engine_impl.h"
+#include "model/catch_up.h"
+
+namespace smezo {
+namespace {
+
+Compute compute_for(const std::string& dtype, DType base) {
+  if (dtype == "fp32") return Compute::f32;
+  if (dtype == "bf16") return Compute::bf16;
+  check<ArgumentError>(dtype == "auto", "dtype", "'" + dtype + "', expected auto, fp32 or bf16");
+  return base == DType::F32 ? Compute::f32 : Compute::bf16;
+}
+
+DType values_for(const std::string& name) { return name == "auto" ? DType::BF16T8 : values_from_name(name); }
+
+}  // namespace
+
+Engine::Impl::Impl(const EngineOptions& o)
+    : options(o),
+      isa(choose_isa()),
+      kernels(kernels_for(isa)),
+      pool(o.threads > 0 ? o.threads : default_threads()) {
+  check_method(o.method);
+  check<ArgumentError>(o.sync_every >= 1, "sync_every", std::to_string(o.sync_every) + ", expected at least 1");
+  const ModelConfig config = load_config(o.model_dir);
+  parameters = parameters_of(config);
+  const std::vector<bool> trained = trained_tensors(o.method, parameters);
+  std::vector<TensorRequest> requests;
+  for (size_t id = 0; id < parameters.size(); ++id) {
+    requests.push_back({parameters[id].name, parameters[id].rows, parameters[id].cols, trained[id]});
+  }
+  const DType values = values_for(o.values);
+  store = Store::open(o.model_dir, requests, values, DType::BF16, true, pool);
+  model = std::make_unique<Model>(config, *store);
+
+  header.instruction_set = numerics_name(isa);
+  header.base_fingerprint = store->fingerprint();
+  header.method = o.method;
+  header.values = values;
+  header.compute = compute_for(o.dtype, store->base_dtype());
+  header.operand = operand_from_name(o.operand);
+  header.reduction = reduction_from_name(o.reduction);
+  header.seed = o.seed;
+
+  if (!o.run_dir.empty()) {
+    make_folders(o.run_dir);
+    lock = std::make_unique<RunLock>(o.run_dir);
+    journal_path = o.run_dir + "/journal.smz";
+  }
+  if (!journal_path.empty() && file_exists(journal_path)) {
+    resume(trained);
+  } else {
+    selection = select(o.method, trained, *store, pool);
+    for (const TensorMethod& t : selection.tensors) header.masks.push_back(t.mask);
+    if (!o.delta.empty()) header.delta_hash = load_delta(o.delta);
+    pending = std::make_unique<Pending>(*store, selection.tensors, kernels, pool, header.seed, 0);
+  }
+}
+
+void Engine::Impl::resume(const std::vector<bool>& trained) {
+  std::vector<Record> records;
+  journal = std::make_unique<Journal>(
+      Journal::open(journal_path, [&](const Record& r, uint32_t) { records.push_back(r); }));
+  const RunHeader found = run_header_from_json(journal->header_json());
+  check<ArgumentError>(found.numerics_version == kNumericsVersion, "run folder",
+                       options.run_dir + " was written with numerics version " + std::to_string(found.numerics_version) +
+                           ", this library has " + std::to_string(kNumericsVersion) + ": replaying would give other weights");
+  if (!options.delta.empty()) header.delta_hash = delta_hash(options.delta);
+  const std::string differs = difference(header, found);
+  check<ArgumentError>(differs.empty(), "run folder",
+                       options.run_dir + " holds another run: " + differs + "; continue with the same settings or name a new run folder");
+  check<FormatError>(found.masks.size() == parameters.size(), "run folder",
+                     options.run_dir + "/journal.smz has " + std::to_string(found.masks.size()) + " masks, expected " +
+                         std::to_string(parameters.size()) + ", one a tensor");
+  if (found.instruction_set != header.instruction_set) {
+    notes.push_back("this run was made on " + found.instruction_set + " and continues on " + header.instruction_set +
+                    ": committed steps replay bit for bit, new ones may differ in the last bits");
+  }
+  if (journal->dropped_bytes() > 0) {
+    notes.push_back("dropped " + std::to_string(journal->dropped_bytes()) +
+                    " bytes of an unfinished record at the end of the journal");
+  }
+  header = found;
+  for (size_t id = 0; id < trained.size(); ++id) {
+    TensorMethod t;
+    t.trained = trained[id];
+    t.noise = header.method.noise;
+    t.mask = header.masks[id];
+    selection.tensors.push_back(t);
+    selection.n_selected.push_back(0);
+  }
+  if (!options.delta.empty()) load_delta(options.delta);
+  const uint32_t watermark = load_newest_generation();
+  pending = std::make_unique<Pending>(*store, selection.tensors, kernels, pool, header.seed, watermark);
+  for (const Record& r : records) {
+    n_committed = r.step;
+    if (r.step > watermark && r.kind == RecordKind::step) pending->push(pending_of(r));
+  }
+  is_started = true;
+  flush();
+}
+
+PendingRecord Engine::Impl::pending_of(const Record& r) const {
+  PendingRecord p;
+  p.step = r.step;
+  p.decay = r.decay;
+  // c = fp32(lr * g), averaged over queries (DESIGN section 4): the product and the division are made in double and rounded once.
+  for (float g : r.scalars) {
+    p.c.push_back(static_cast<float>(static_cast<double>(r.lr) * static_cast<double>(g) /
+                                     static_cast<double>(r.scalars.size())));
+  }
+  return p;
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+std::unique_ptr<Engine> Engine::open(const EngineOptions& options) {
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options)));
+}
+
+void Engine::start(float lr, float eps) {
+  check<ArgumentError>(!impl_->is_started, "start", "the run has started, its lr and eps are fixed");
+  check<ArgumentError>(std::isfinite(lr) && lr > 0, "lr", std::to_string(lr) + ", expected a positive number");
+  check<ArgumentError>(std::isfinite(eps) && eps > 0, "eps",
+                       std::to_string(eps) + ", expected a positive number: it is the size of the perturbation");
+  impl_->header.lr = lr;
+  impl_->header.eps = eps;
+  if (!impl_->journal_path.empty()) impl_->journal = std::make_unique<Journal>(Journal::create(impl_->journal_path, to_json(impl_->header)));
+  impl_->is_started = true;
+}
+
+std::vector<Branch> Engine::training_branches(float eps) const {
+  std::vector<Branch> out;
+  for (int q = 0; q < impl_->header.method.queries; ++q) {
+    out.push_back({q, +1, eps});
+    out.push_back({q, -1, eps});
+  }
+  return out;
+}
+
+ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branches, uint32_t noise_step,
+                          bool want_logits) {
+  Impl& m = *impl_;
+  VisitContext visit;
+  visit.kernels = &m.kernels;
+  visit.pool = &m.pool;
+  visit.compute = m.header.compute;
+  visit.mode = m.header.operand;
+  visit.run_seed = m.header.seed;
+  visit.step = noise_step;
+  visit.branches = branches;
+  visit.methods = &m.selection.tensors;
+  visit.pending = [&m](uint32_t id) -> const std::vector<PendingRecord>& { return m.pending->of(id); };
+  visit.caught_up = [&m](uint32_t id) { m.pending->caught_up(id); };
+  ForwardResult f = m.model->forward(batch, visit, want_logits);
+  ProbeResult out;
+  out.branches = branches;
+  out.values = std::move(f.values);
+  out.parts = std::move(f.parts);
+  if (!want_logits) {
+    for (const auto& v : out.values) out.losses.push_back(branch_loss(batch, v, m.header.reduction));
+  }
+  return out;
+}
+
+bool Engine::commit(const StepDecision& d) {
+  Impl& m = *impl_;
+  check<ArgumentError>(m.is_started, "commit", "the run has not started, expected start(lr, eps) first");
+  check<ArgumentError>(d.scalars.size() == static_cast<size_t>(m.header.method.queries), "commit",
+                       std::to_string(d.scalars.size()) + " scalars, expected one a query: " +
+                           std::to_string(m.header.method.queries));
+  Record r;
+  r.step = m.n_committed + 1;
+  r.lr = d.lr;
+  r.decay = static_cast<float>(static_cast<double>(d.lr) * m.header.method.weight_decay);
+  r.loss = d.loss;
+  r.loss_plus = d.loss_plus;
+  r.loss_minus = d.loss_minus;
+  bool finite = std::isfinite(d.loss) && std::isfinite(d.lr);
+  for (float g : d.scalars) finite &= std::isfinite(g);
+  if (finite) {
+    r.scalars = d.scalars;
+  } else {
+    r.kind = RecordKind::skipped;  // I11
+    r.decay = 0;
+  }
+  if (m.journal) {
+    m.journal->append(r);
+    if (++m.n_unsynced >= m.options.sync_every) sync();
+  }
+  m.n_committed = r.step;
+  if (finite) m.pending->push(m.pending_of(r));
+  return finite;
+}
+
+void Engine::sync() {
+  if (impl_->journal && impl_->n_unsynced > 0) impl_->journal->sync();
+  impl_->n_unsynced = 0;
+}
+
+void Engine::flush() { impl_->flush(); }
+
+void Engine::close() {
+  sync();
+  impl_->journal.reset();
+  impl_->lock.reset();
+}
+
+bool Engine::started() const { return impl_->is_started; }
+float Engine::lr() const { return impl_->header.lr; }
+float Engine::eps() const { return impl_->header.eps; }
+uint32_t Engine::step() const { return impl_->n_committed; }
+const ModelConfig& Engine::model_config() const { return impl_->model->config(); }
+const RunHeader& Engine::header() const { return impl_->header; }
+const std::vector<ParameterSpec>& Engine::parameters() const { return impl_->parameters; }
+int Engine::threads() const { return impl_->pool.size(); }
+int64_t Engine::working_copy_bytes() const { return impl_->store->working_copy_bytes(); }
+const std::vector<std::string>& Engine::notes() const { return impl_->notes; }
+
+int64_t Engine::n_trained() const {
+  int64_t n = 0;
+  for (int64_t k : impl_->selection.n_selected) n += k;
+  return n;
+}
+
+std::vector<float> Engine::weights(uint32_t tensor_id) {
+  check<ArgumentError>(tensor_id < impl_->parameters.size(), "weights", "tensor id " + std::to_string(tensor_id) +
+                                                                            ", expected less than " +
+                                                                            std::to_string(impl_->parameters.size()));
+  flush();
+  const WeightView w = impl_->store->weight(tensor_id);
+  std::vector<float> out(static_cast<size_t>(w.n()));
+  impl_->kernels.decode(w, 0, w.n(), out.data());
+  return out;
+}
+
+TensorDirection Engine::direction(uint32_t tensor_id, uint32_t step, uint32_t query) const {
+  return direction_of(impl_->selection.tensors.at(tensor_id), tensor_id, impl_->header.seed, step, query);
+}
+
+}  // namespace smezo

@@ -1,0 +1,47 @@
+// The engine's insides, shared by engine.cpp and checkpoint.cpp. Nobody else includes it.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/pending.h"
+#include "io/file.h"
+#include "io/journal.h"
+#include "model/model.h"
+#include "store/store.h"
+
+namespace smezo {
+
+struct Engine::Impl {
+  explicit Impl(const EngineOptions& options);
+
+  void resume(const std::vector<bool>& trained);
+  PendingRecord pending_of(const Record& r) const;
+  void flush() { pending->flush(); }
+
+  // checkpoint.cpp
+  std::string delta_hash(const std::string& path);  // identity of a starting delta, kept in the header
+  std::string load_delta(const std::string& path);  // writes its values into the working copies; returns delta_hash
+  uint32_t load_newest_generation();                // its watermark, 0 when there is none
+
+  EngineOptions options;
+  Isa isa;
+  const Kernels& kernels;
+  ThreadPool pool;
+  std::vector<ParameterSpec> parameters;
+  std::unique_ptr<Store> store;
+  std::unique_ptr<Model> model;
+  RunHeader header;
+  Selection selection;
+  std::unique_ptr<Pending> pending;
+  std::unique_ptr<RunLock> lock;
+  std::string journal_path;
+  std::unique_ptr<Journal> journal;
+  std::vector<std::string> notes;
+  uint32_t n_committed = 0;
+  int n_unsynced = 0;
+  bool is_started = false;
+};
+
+}  // namespace smezo

@@ -1,0 +1,117 @@
+#include "engine/method.h"
+
+#include <cmath>
+
+#include "base/error.h"
+#include "direction/threshold.h"
+
+namespace smezo {
+namespace {
+
+struct NoiseRow {
+  const char* name;
+  NoiseKind kind;
+};
+constexpr NoiseRow kNoises[] = {{"gaussian", NoiseKind::gaussian},
+                                {"gaussian8", NoiseKind::gaussian8},
+                                {"rademacher", NoiseKind::rademacher}};
+
+struct KindRow {
+  const char* name;
+  MaskKind mask;
+};
+constexpr KindRow kKinds[] = {{"mezo", MaskKind::all},
+                              {"random-mask", MaskKind::random},
+                              {"largest-mask", MaskKind::large},
+                              {"sparse-mezo", MaskKind::small}};
+
+const KindRow& kind_row(const std::string& name) {
+  std::string known;
+  for (const KindRow& r : kKinds) {
+    if (name == r.name) return r;
+    known += std::string(known.empty() ? "" : ", ") + r.name;
+  }
+  fail<ArgumentError>("method", "'" + name + "', expected one of " + known);
+}
+
+// '*' any run, '?' any one character.
+bool glob(const char* p, const char* s) {
+  if (!*p) return !*s;
+  if (*p == '*') return glob(p + 1, s) || (*s && glob(p, s + 1));
+  return *s && (*p == '?' || *p == *s) && glob(p + 1, s + 1);
+}
+
+}  // namespace
+
+NoiseKind noise_from_name(const std::string& name) {
+  for (const NoiseRow& r : kNoises) {
+    if (name == r.name) return r.kind;
+  }
+  fail<ArgumentError>("noise", "'" + name + "', expected gaussian, gaussian8 or rademacher");
+}
+
+const char* noise_name(NoiseKind kind) {
+  for (const NoiseRow& r : kNoises) {
+    if (kind == r.kind) return r.name;
+  }
+  return "?";
+}
+
+void check_method(const MethodConfig& m) {
+  kind_row(m.kind);
+  check<ArgumentError>(m.sparsity >= 0 && m.sparsity < 1, "method",
+                       "sparsity " + std::to_string(m.sparsity) +
+                           ", expected 0 <= sparsity < 1: it is the frozen fraction, and at 1 nothing would train");
+  check<ArgumentError>(m.queries >= 1 && m.queries <= kMaxQueries, "method",
+                       std::to_string(m.queries) + " queries, expected 1 to " + std::to_string(kMaxQueries));
+  check<ArgumentError>(std::isfinite(m.weight_decay) && m.weight_decay >= 0, "method",
+                       "weight decay " + std::to_string(m.weight_decay) + ", expected a finite number not below 0");
+}
+
+std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<ParameterSpec>& parameters) {
+  std::vector<bool> out;
+  bool any = false;
+  for (const ParameterSpec& p : parameters) {
+    const bool t = m.trains == "all" || (m.trains == "linear" ? p.block_linear : glob(m.trains.c_str(), p.name.c_str()));
+    out.push_back(t);
+    any |= t;
+  }
+  check<ArgumentError>(any, "method",
+                       "trains '" + m.trains + "' matches no parameter, expected linear, all or a glob pattern such as " +
+                           "'*.mlp.*'; the first parameter is " + (parameters.empty() ? "absent" : parameters[0].name));
+  return out;
+}
+
+Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store, ThreadPool& pool) {
+  Selection s;
+  const MaskKind kind = kind_row(m.kind).mask;
+  for (uint32_t id = 0; id < trained.size(); ++id) {
+    TensorMethod t;
+    t.trained = trained[id];
+    t.noise = m.noise;
+    int64_t n_selected = 0;
+    if (t.trained) {
+      const WeightView w = store.weight(id);
+      n_selected = w.n();
+      // At sparsity 0 every mask is the whole tensor, so that all kinds equal MeZO bit for bit.
+      if (kind != MaskKind::all && m.sparsity > 0) {
+        const Threshold th = kind == MaskKind::large ? largest_threshold(w, m.sparsity, &pool)
+                                                     : smallest_threshold(w, m.sparsity, &pool);
+        t.mask.kind = kind;
+        t.mask.h = th.h;
+        n_selected = th.n_selected;
+        if (kind == MaskKind::random) {
+          const double density = static_cast<double>(th.n_selected) / static_cast<double>(w.n());
+          t.mask.h = 0;
+          t.mask.keep = static_cast<uint32_t>(std::lround(density * 65536));
+          n_selected = static_cast<int64_t>(t.mask.keep / 65536.0 * static_cast<double>(w.n()));
+        }
+      }
+    }
+    s.tensors.push_back(t);
+    s.n_selected.push_back(n_selected);
+  }
+  return s;
+}
+
+}  // namespace smezo

@@ -1,0 +1,39 @@
+// A method as plain data, and what it means for one model: which tensors train, with which mask.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/threads.h"
+#include "model/model.h"
+#include "store/store.h"
+
+namespace smezo {
+
+struct MethodConfig {
+  std::string kind = "mezo";       // mezo | random-mask | largest-mask | sparse-mezo
+  std::string trains = "linear";   // linear | all | a glob pattern over parameter names
+  double sparsity = 0;             // frozen fraction, 0 <= sparsity < 1
+  NoiseKind noise = NoiseKind::gaussian8;
+  int queries = 1;
+  double weight_decay = 0;         // lambda; matrices only
+};
+
+NoiseKind noise_from_name(const std::string& name);  // ArgumentError lists the known ones
+const char* noise_name(NoiseKind kind);
+
+// ArgumentError: unknown kind, sparsity or queries out of range, weight decay not finite or negative.
+void check_method(const MethodConfig& m);
+
+// Does the method train this parameter? ArgumentError when nothing of the model matches.
+std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<ParameterSpec>& parameters);
+
+// Masks of all tensors, from the values they have in the store (the base's, before any record), with the elements each selects (expected
+// number for a random mask). Thresholds are computed once a run and kept in the journal header.
+struct Selection {
+  std::vector<TensorMethod> tensors;  // [n_tensors]
+  std::vector<int64_t> n_selected;    // [n_tensors], 0 when not trained
+};
+Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store, ThreadPool& pool);
+
+}  // namespace smezo

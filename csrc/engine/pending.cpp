@@ -1,0 +1,58 @@
+#include "engine/pending.h"
+
+#include <algorithm>
+
+#include "model/catch_up.h"
+
+namespace smezo {
+
+Pending::Pending(Store& store, const std::vector<TensorMethod>& methods, const Kernels& kernels, ThreadPool& pool,
+                 uint64_t run_seed, uint32_t watermark)
+    : store_(store),
+      methods_(methods),
+      kernels_(kernels),
+      pool_(pool),
+      run_seed_(run_seed),
+      tail_(watermark),
+      watermark_(methods.size(), watermark) {}
+
+void Pending::push(PendingRecord record) {
+  tail_ = record.step;
+  if (!record.c.empty() || record.decay != 0) records_.push_back(std::move(record));
+}
+
+const std::vector<PendingRecord>& Pending::of(uint32_t tensor_id) {
+  const uint32_t mark = watermark_[tensor_id];
+  if (records_.empty() || records_.front().step > mark) return records_;
+  suffix_.clear();
+  for (const PendingRecord& r : records_) {
+    if (r.step > mark) suffix_.push_back(r);
+  }
+  return suffix_;
+}
+
+void Pending::caught_up(uint32_t tensor_id) {
+  watermark_[tensor_id] = tail_;
+  drop_applied();
+}
+
+void Pending::drop_applied() {
+  uint32_t lowest = tail_;
+  for (size_t id = 0; id < watermark_.size(); ++id) {
+    if (methods_[id].trained) lowest = std::min(lowest, watermark_[id]);
+  }
+  const auto first = std::find_if(records_.begin(), records_.end(), [&](const PendingRecord& r) { return r.step > lowest; });
+  records_.erase(records_.begin(), first);
+}
+
+void Pending::flush() {
+  for (uint32_t id = 0; id < methods_.size(); ++id) {
+    if (!methods_[id].trained || watermark_[id] == tail_) continue;
+    const std::vector<PendingRecord> records = of(id);
+    catch_up_tensor(store_.weight(id), methods_[id], run_seed_, records, kernels_, pool_);
+    watermark_[id] = tail_;
+  }
+  drop_applied();
+}
+
+}  // namespace smezo

@@ -1,0 +1,154 @@
+#include "engine/run_header.h"
+
+#include <cstring>
+
+#include "base/error.h"
+#include "io/json.h"
+
+namespace smezo {
+namespace {
+
+// One table a word list: name <-> value.
+template <class T>
+struct Row {
+  const char* name;
+  T value;
+};
+constexpr Row<DType> kValues[] = {{"fp32", DType::F32}, {"bf16+8", DType::BF16T8}, {"bf16", DType::BF16}};
+constexpr Row<OperandMode> kOperands[] = {
+    {"nearest", OperandMode::nearest}, {"dither", OperandMode::dither}, {"split", OperandMode::split}};
+constexpr Row<Reduction> kReductions[] = {{"example", Reduction::example}, {"token", Reduction::token}};
+constexpr Row<Compute> kComputes[] = {{"fp32", Compute::f32}, {"bf16", Compute::bf16}};
+constexpr Row<MaskKind> kMasks[] = {
+    {"all", MaskKind::all}, {"small", MaskKind::small}, {"large", MaskKind::large}, {"random", MaskKind::random}};
+
+template <class T, size_t N>
+T value_of(const Row<T> (&table)[N], const char* what, const std::string& name) {
+  std::string known;
+  for (const Row<T>& r : table) {
+    if (name == r.name) return r.value;
+    known += std::string(known.empty() ? "" : ", ") + r.name;
+  }
+  fail<ArgumentError>(what, "'" + name + "', expected one of " + known);
+}
+template <class T, size_t N>
+const char* name_of(const Row<T> (&table)[N], T value) {
+  for (const Row<T>& r : table) {
+    if (r.value == value) return r.name;
+  }
+  return "?";
+}
+
+// fp32 values travel as their bits, so that nothing is lost or rounded on the way.
+Json bits(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return Json(u);
+}
+float from_bits(const Json& j, const std::string& what) {
+  const uint32_t u = static_cast<uint32_t>(j.as_int(what));
+  float x;
+  std::memcpy(&x, &u, 4);
+  return x;
+}
+
+}  // namespace
+
+const char* values_name(DType v) { return name_of(kValues, v); }
+DType values_from_name(const std::string& name) { return value_of(kValues, "values", name); }
+const char* operand_name(OperandMode m) { return name_of(kOperands, m); }
+OperandMode operand_from_name(const std::string& name) { return value_of(kOperands, "operand", name); }
+Reduction reduction_from_name(const std::string& name) { return value_of(kReductions, "reduction", name); }
+
+std::string to_json(const RunHeader& h) {
+  Json m = Json::object();
+  m.set("kind", h.method.kind);
+  m.set("trains", h.method.trains);
+  m.set("sparsity", h.method.sparsity);
+  m.set("noise", noise_name(h.method.noise));
+  m.set("queries", h.method.queries);
+  m.set("weight_decay", h.method.weight_decay);
+  Json masks = Json::array();
+  for (const Mask& k : h.masks) {
+    Json row = Json::array();
+    row.push(name_of(kMasks, k.kind));
+    row.push(bits(k.h));
+    row.push(k.keep);
+    masks.push(row);
+  }
+  Json j = Json::object();
+  j.set("numerics_version", h.numerics_version);
+  j.set("instruction_set", h.instruction_set);
+  j.set("base_fingerprint", h.base_fingerprint);
+  j.set("delta_hash", h.delta_hash);
+  j.set("method", m);
+  j.set("values", values_name(h.values));
+  j.set("compute", name_of(kComputes, h.compute));
+  j.set("operand", operand_name(h.operand));
+  j.set("reduction", name_of(kReductions, h.reduction));
+  j.set("seed", std::to_string(h.seed));
+  j.set("lr_bits", bits(h.lr));
+  j.set("eps_bits", bits(h.eps));
+  j.set("lr", static_cast<double>(h.lr));  // for a reader's eye; the bits count
+  j.set("eps", static_cast<double>(h.eps));
+  j.set("masks", masks);
+  return j.dump();
+}
+
+RunHeader run_header_from_json(const std::string& text) {
+  const std::string what = "journal header";
+  const Json j = Json::parse(text, what);
+  const auto str = [&](const char* key) { return j.at(key, what).as_string(what + " " + key); };
+  RunHeader h;
+  h.numerics_version = static_cast<int>(j.at("numerics_version", what).as_int(what));
+  h.instruction_set = str("instruction_set");
+  h.base_fingerprint = str("base_fingerprint");
+  h.delta_hash = str("delta_hash");
+  const Json& m = j.at("method", what);
+  h.method.kind = m.at("kind", what).as_string(what);
+  h.method.trains = m.at("trains", what).as_string(what);
+  h.method.sparsity = m.at("sparsity", what).as_double(what);
+  h.method.noise = noise_from_name(m.at("noise", what).as_string(what));
+  h.method.queries = static_cast<int>(m.at("queries", what).as_int(what));
+  h.method.weight_decay = m.at("weight_decay", what).as_double(what);
+  h.values = values_from_name(str("values"));
+  h.compute = value_of(kComputes, "compute", str("compute"));
+  h.operand = operand_from_name(str("operand"));
+  h.reduction = reduction_from_name(str("reduction"));
+  h.seed = std::stoull(str("seed"));
+  h.lr = from_bits(j.at("lr_bits", what), what);
+  h.eps = from_bits(j.at("eps_bits", what), what);
+  for (const Json& row : j.at("masks", what).as_array(what)) {
+    const Json::Array& r = row.as_array(what);
+    check<FormatError>(r.size() == 3, "journal header", "a mask of " + std::to_string(r.size()) + " fields, expected 3");
+    Mask k;
+    k.kind = value_of(kMasks, "mask", r[0].as_string(what));
+    k.h = from_bits(r[1], what);
+    k.keep = static_cast<uint32_t>(r[2].as_int(what));
+    h.masks.push_back(k);
+  }
+  return h;
+}
+
+std::string difference(const RunHeader& a, const RunHeader& b) {
+  std::string out;
+  const auto differ = [&](const char* name, const std::string& wanted, const std::string& found) {
+    if (out.empty() && wanted != found) out = std::string(name) + " " + wanted + ", the run has " + found;
+  };
+  differ("model fingerprint", a.base_fingerprint, b.base_fingerprint);
+  differ("method", a.method.kind, b.method.kind);
+  differ("trains", a.method.trains, b.method.trains);
+  differ("sparsity", std::to_string(a.method.sparsity), std::to_string(b.method.sparsity));
+  differ("noise", noise_name(a.method.noise), noise_name(b.method.noise));
+  differ("queries", std::to_string(a.method.queries), std::to_string(b.method.queries));
+  differ("weight decay", std::to_string(a.method.weight_decay), std::to_string(b.method.weight_decay));
+  differ("seed", std::to_string(a.seed), std::to_string(b.seed));
+  differ("values", values_name(a.values), values_name(b.values));
+  differ("dtype", name_of(kComputes, a.compute), name_of(kComputes, b.compute));
+  differ("operand", operand_name(a.operand), operand_name(b.operand));
+  differ("reduction", name_of(kReductions, a.reduction), name_of(kReductions, b.reduction));
+  differ("starting delta", a.delta_hash.empty() ? "none" : a.delta_hash, b.delta_hash.empty() ? "none" : b.delta_hash);
+  return out;
+}
+
+}  // namespace smezo

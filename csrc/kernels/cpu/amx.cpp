@@ -1,0 +1,33 @@
+// AMX: bf16 products on tiles, everything else as AVX-512.
+#include <cstring>
+#include <immintrin.h>
+
+#include "kernels/tables.h"
+#include "noise/normal.h"
+
+namespace smezo {
+namespace amx {
+
+constexpr bool kBf16Operands = true;
+constexpr int64_t kPairPadding = 32;
+
+#include "kernels/cpu/table.inl"
+//
+#include "kernels/cpu/amx_tile.h"
+//
+#include "kernels/cpu/amx_gemm.inl"
+
+struct Pairs {
+  static void multiply(const uint16_t* strip, int64_t lda, int64_t n_rows, int64_t k, const uint16_t* packed,
+                       int64_t n_panels, float alpha, Epilogue epilogue, float* c, int64_t ldc) {
+    multiply_tiles<HardwareTiles>(strip, lda, n_rows, k, packed, n_panels, alpha, epilogue, c, ldc);
+  }
+};
+
+static constexpr Kernels kTable = table_named<Pairs>("amx");
+
+}  // namespace amx
+
+const Kernels* amx_kernels() { return &amx::kTable; }
+
+}  // namespace smezo

@@ -1,0 +1,67 @@
+// What the producer and the update do to one element: the definition that every instruction set must match
+// bit for bit. (Only a rounding to bf16 by hardware that flushes subnormals may differ, and only for
+// operands, never for stored weights.)
+#pragma once
+#include <cstdint>
+
+#include "base/host_device.h"
+#include "direction/direction.h"
+#include "format/codec.h"
+#include "kernels/kernels.h"
+#include "update/sgd.h"
+
+namespace smezo {
+
+// m z of an element whose stored value is w; +0 where the mask leaves it out.
+SMEZO_HD float masked_noise_at(const TensorDirection& d, int64_t e, float w) {
+  return mask_at(d, static_cast<uint64_t>(e), w) ? z_at(d, static_cast<uint64_t>(e)) : 0.0f;
+}
+
+// Q(w) of the plain branch and of split mode. A stored bf16 plane is taken as it is: ties of BF16T8 went away
+// from zero, so rounding the 24-bit value once more would not give the same.
+SMEZO_HD float plain_operand_at(const WeightView& w, int64_t e, Compute compute) {
+  if (compute == Compute::bf16 && (w.dtype == DType::BF16T8 || w.dtype == DType::BF16))
+    return bf16_to_f32(static_cast<const uint16_t*>(w.data)[e]);
+  const float value = decode_at(w, e);
+  return compute == Compute::bf16 ? round_bf16(value) : value;
+}
+
+struct Operands {
+  float plus, minus;  // bf16 values held in fp32 when compute is bf16
+};
+
+// Both operands of element e; minus is 0 and means nothing when eps = 0.
+SMEZO_HD Operands operands_at(const OperandJob& j, int64_t e) {
+  if (j.eps == 0) return {plain_operand_at(j.w, e, j.compute), 0};
+  const float w = decode_at(j.w, e);
+  const float mz = masked_noise_at(j.dir, e, w);
+  if (j.mode == OperandMode::split)
+    return {plain_operand_at(j.w, e, j.compute), j.compute == Compute::bf16 ? round_bf16(mz) : mz};
+  const float plus = __builtin_fmaf(j.eps, mz, w), minus = __builtin_fmaf(-j.eps, mz, w);
+  if (j.compute == Compute::f32) return {plus, minus};
+  if (j.mode == OperandMode::nearest) return {round_bf16(plus), round_bf16(minus)};
+  Stream s = j.dir.stream;
+  s.purpose = Purpose::dither;
+  const uint32_t dither = bits_at(s, static_cast<uint64_t>(e), 16);
+  return {bf16_to_f32(f32_to_bf16_stochastic(plus, dither)),
+          bf16_to_f32(f32_to_bf16_stochastic(minus, dither))};
+}
+
+// Applies one record to element e in place.
+SMEZO_HD void update_at(const UpdateJob& j, int64_t e) {
+  const float before = decode_at(j.w, e);
+  if (!mask_at(j.dir, static_cast<uint64_t>(e), before)) return;
+  float w = sgd_decay(before, j.decay);
+  TensorDirection d = j.dir;
+  for (int q = 0; q < j.n_queries; ++q) {
+    d.stream.query = static_cast<uint32_t>(q);
+    w = sgd_step(w, z_at(d, static_cast<uint64_t>(e)), j.c[q]);
+  }
+  Stream s = j.dir.stream;
+  s.purpose = Purpose::rounding;
+  s.query = 0;
+  const uint32_t bits = rounding_bits(j.w.dtype);
+  encode_at(j.w, e, w, bits == 0 ? 0 : bits_at(s, static_cast<uint64_t>(e), bits));
+}
+
+}  // namespace smezo

@@ -1,0 +1,84 @@
+// Weights as the branches see them: the only model file that knows direction. A strip of rows is caught up with its pending records, each
+// query's operands are made from the stored weight into scratch (I5), and every branch multiplies its own (DESIGN section 5).
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "model/layout.h"
+#include "model/model.h"
+
+namespace smezo {
+
+// Branches that share the making of an operand: the two signs of one query, or all that use the plain weight.
+struct BranchGroup {
+  int query = 0;
+  float eps = 0;
+  int plus = -1, minus = -1;  // branch numbers, -1: none
+  std::vector<int> plain;
+};
+
+// Groups of the branches for a trained tensor. ArgumentError: a sign that is not +1 or -1, a negative or non-finite eps, no branch.
+std::vector<BranchGroup> group_branches(const std::vector<Branch>& branches);
+
+// Row numbers of a strip: a range, or a list (candidates).
+struct StripRows {
+  int64_t row0 = 0;
+  int64_t n = 0;
+  const int32_t* list = nullptr;
+};
+
+// One product of a region: out[b] (+)= W_b X_b, with the bias added where there is one.
+struct LinearPart {
+  int64_t weight = kNoTensor;
+  int64_t bias = kNoTensor;
+  std::vector<float*> out;  // one a branch, [rows][ld]
+};
+
+// The weights of one forward.
+class Weights {
+ public:
+  Weights(const VisitContext& context, Store& store);
+
+  int n_branches() const { return static_cast<int>(context_.branches.size()); }
+
+  // Bytes of scratch a thread needs for strips with k columns, and the rows of such a strip: at most 256 KiB of operands of both signs.
+  int64_t strip_rows(int64_t k) const;
+  int64_t strip_bytes(int64_t k) const;
+  int64_t embed_bytes(int64_t d) const;
+
+  // Norms and biases, fp32, of every branch; pending records are applied first.
+  void load_vectors(const std::vector<int64_t>& ids);
+  const float* vector(int64_t id, int branch) const;
+
+  // Every row of a tensor gets its pending records. For tensors of which only some rows are read.
+  void catch_up(int64_t id);
+
+  // Sixteen rows of the embedding, w + sign eps m z in fp32 (not rounded to bf16), written as columns [column, column + n) of out[b]
+  // [d][ld]. `scratch`: embed_bytes.
+  void embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column, const std::vector<float*>& out, int64_t ld,
+             void* scratch) const;
+
+  // All parts read the same packed activations (one a branch) of k features and n_panels panels. One parallel region over row strips of
+  // all parts; pending records are applied on the way. `scratch(thread)`: strip_bytes(k).
+  void multiply(const std::vector<LinearPart>& parts, int64_t k, const std::vector<void*>& packed, int64_t n_panels,
+                int64_t ld, Epilogue epilogue, const std::vector<char*>& scratch);
+
+  // One strip on the calling thread: out[b] [rows.n][ld]. The tensor must have been caught up.
+  void multiply_strip(int64_t id, const StripRows& rows, const std::vector<void*>& packed, int64_t n_panels,
+                      const std::vector<float*>& out, int64_t ld, Epilogue epilogue, char* scratch) const;
+
+ private:
+  bool trained(int64_t id) const;
+  const std::vector<BranchGroup>& groups(int64_t id) const { return trained(id) ? trained_groups_ : plain_groups_; }
+  OperandJob job_for(int64_t id, const BranchGroup& g, OperandMode mode, Compute compute) const;
+  void make(const OperandJob& job, const StripRows& rows, int64_t ld_bytes, char* plus, char* minus) const;
+  int64_t operand_row_bytes(Compute compute, int64_t k) const;
+
+  const VisitContext& context_;
+  const Kernels& kernels_;
+  Store& store_;
+  std::vector<BranchGroup> trained_groups_, plain_groups_;
+  std::vector<std::vector<std::vector<float>>> vectors_;  // [tensor id][branch, or one shared entry]
+};
+
+}  // namespace smezo

@@ -1,0 +1,82 @@
+// The order of a forward: vectors and rope tables, embedding, blocks, head.
+#include "model/model.h"
+
+#include "base/error.h"
+#include "model/batch_check.h"
+#include "model/block.h"
+#include "model/head.h"
+#include "model/layout.h"
+#include "model/rope.h"
+
+namespace smezo {
+
+struct Model::Impl {
+  Impl(const ModelConfig& c, Store& s) : config(c), store(s), tensors(tensors_of(c)), rope(c) {}
+
+  void fill_rope(const Batch& batch, Workspace& w);
+  void embed(Forward& f);
+
+  ModelConfig config;
+  Store& store;
+  ModelTensors tensors;
+  RopeTable rope;
+  Arena arena;
+};
+
+void Model::Impl::fill_rope(const Batch& batch, Workspace& w) {
+  for (const Segment& s : batch.segments) {
+    const int64_t before = s.parent >= 0 ? batch.segments[static_cast<size_t>(s.parent)].len : 0;
+    for (int64_t i = 0; i < s.len; ++i) rope.fill(before + i, before + s.len, s.start + i, w.ld, w.cos, w.sin);
+  }
+}
+
+void Model::Impl::embed(Forward& f) {
+  f.weights.catch_up(tensors.embedding);
+  const int64_t n_tokens = f.work.n_tokens;
+  f.context.pool->run(panels_of(n_tokens), [&](int64_t panel, int thread) {
+    const int64_t t0 = panel * kLanes, n = std::min(kLanes, n_tokens - t0);
+    f.weights.embed(tensors.embedding, f.batch.tokens.data() + t0, n, t0, f.work.x, f.work.ld,
+                    f.work.strip[static_cast<size_t>(thread)]);
+  });
+}
+
+Model::Model(const ModelConfig& config, Store& store) : impl_(std::make_unique<Impl>(config, store)) {
+  const std::vector<ParameterSpec> expected = parameters_of(config);
+  check<FormatError>(static_cast<int64_t>(expected.size()) == store.n_tensors(), "model",
+                     "the store holds " + std::to_string(store.n_tensors()) + " tensors, expected " +
+                         std::to_string(expected.size()) + " by config.json");
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const TensorRequest& r = store.request(static_cast<uint32_t>(i));
+    const ParameterSpec& p = expected[i];
+    check<FormatError>(r.name == p.name && r.rows == p.rows && r.cols == p.cols, "model",
+                       "tensor " + std::to_string(i) + " of the store is " + r.name + " [" + std::to_string(r.rows) + ", " +
+                           std::to_string(r.cols) + "], expected " + p.name + " [" + std::to_string(p.rows) + ", " +
+                           std::to_string(p.cols) + "] by config.json");
+  }
+}
+
+Model::~Model() = default;
+
+const ModelConfig& Model::config() const { return impl_->config; }
+
+ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bool want_logits) {
+  check_batch(batch, impl_->config, want_logits);
+  PartTimes times;
+  Weights weights(context, impl_->store);
+  Workspace work = plan_workspace(impl_->arena, impl_->config, batch, context, weights);
+  Forward f{impl_->config, context, batch, weights, work, times};
+  weights.load_vectors(impl_->tensors.vectors);
+  impl_->fill_rope(batch, work);
+  times.spent(Part::other);
+  impl_->embed(f);
+  times.spent(Part::embed);
+
+  const std::vector<LayerTensors>& layers = impl_->tensors.layers;
+  for (size_t l = 0; l < layers.size(); ++l) run_block(f, layers[l], l + 1 == layers.size());
+  ForwardResult result;
+  result.values = run_head(f, impl_->tensors, want_logits);
+  for (int p = 0; p < kParts; ++p) result.parts.emplace_back(kPartNames[static_cast<size_t>(p)], times.seconds(p));
+  return result;
+}
+
+}  // namespace smezo

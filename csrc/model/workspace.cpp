@@ -1,0 +1,83 @@
+// Sizes of the buffers.
+#include "model/workspace.h"
+
+#include <algorithm>
+
+namespace smezo {
+namespace {
+
+// Rows a power of two apart fall on the same few cache sets.
+int64_t leading_dimension(int64_t n_tokens) {
+  const int64_t ld = panels_of(n_tokens) * kLanes;
+  return ld % 128 == 0 ? ld + kLanes : ld;
+}
+
+std::vector<int64_t> label_columns(const Batch& batch) {
+  std::vector<int64_t> out;
+  for (const Label& l : batch.labels) out.push_back(l.position);
+  std::sort(out.begin(), out.end());
+  out.erase(std::unique(out.begin(), out.end()), out.end());
+  return out;
+}
+
+int64_t longest_attention(const Batch& batch) {
+  int64_t longest = 0;
+  for (const Segment& s : batch.segments)
+    longest = std::max(longest, s.len + (s.parent >= 0 ? batch.segments[static_cast<size_t>(s.parent)].len : 0));
+  return longest;
+}
+
+}  // namespace
+
+Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch, const VisitContext& context,
+                         const Weights& weights) {
+  Workspace w;
+  w.n_tokens = static_cast<int64_t>(batch.tokens.size());
+  w.ld = leading_dimension(w.n_tokens);
+  w.columns = label_columns(batch);
+  w.head_ld = leading_dimension(static_cast<int64_t>(w.columns.size()));
+  const int64_t d = c.hidden_size, f = c.intermediate_size, n_panels = panels_of(w.n_tokens);
+  const int64_t n_q = c.n_heads * c.head_dim, n_kv = c.n_kv_heads * c.head_dim;
+  w.head_rows = std::min(weights.strip_rows(d), kVocabularyBlock);
+  const int64_t n_blocks = (c.vocab_size + kVocabularyBlock - 1) / kVocabularyBlock;
+
+  int64_t strip_bytes = weights.embed_bytes(d), packed_bytes = 0;
+  for (const int64_t k : {d, f, n_q}) {
+    strip_bytes = std::max(strip_bytes, weights.strip_bytes(k));
+    packed_bytes = std::max(packed_bytes, context.kernels->packed_bytes(context.compute, k, n_panels));
+  }
+  const size_t n_branches = context.branches.size(), n_threads = static_cast<size_t>(context.pool->size());
+
+  const auto assign = [&] {
+    w.x.clear(), w.q.clear(), w.k.clear(), w.v.clear(), w.attended.clear(), w.gate.clear(), w.up.clear();
+    w.packed.clear(), w.strip.clear(), w.attention_scratch.clear(), w.logits.clear();
+    for (size_t b = 0; b < n_branches; ++b) {
+      w.x.push_back(arena.take<float>(d * w.ld));
+      float* const shared = arena.take<float>(std::max(2 * f, 2 * n_q + 2 * n_kv) * w.ld);
+      w.q.push_back(shared);
+      w.k.push_back(shared + n_q * w.ld);
+      w.v.push_back(shared + (n_q + n_kv) * w.ld);
+      w.attended.push_back(shared + (n_q + 2 * n_kv) * w.ld);
+      w.gate.push_back(shared);
+      w.up.push_back(shared + f * w.ld);
+      w.packed.push_back(arena.take<char>(packed_bytes));
+    }
+    w.cos = arena.take<float>(c.head_dim / 2 * w.ld);
+    w.sin = arena.take<float>(c.head_dim / 2 * w.ld);
+    for (size_t t = 0; t < n_threads; ++t) {
+      w.strip.push_back(arena.take<char>(strip_bytes));
+      w.attention_scratch.push_back(arena.take<float>(attention_scratch_floats(c.head_dim, longest_attention(batch))));
+      w.logits.emplace_back();
+      for (size_t b = 0; b < n_branches; ++b) w.logits.back().push_back(arena.take<float>(w.head_rows * w.head_ld));
+    }
+    w.block_max = arena.take<float>(n_blocks * static_cast<int64_t>(n_branches) * w.head_ld);
+    w.block_sum = arena.take<float>(n_blocks * static_cast<int64_t>(n_branches) * w.head_ld);
+  };
+  arena.begin();
+  assign();
+  arena.commit();
+  assign();
+  return w;
+}
+
+}  // namespace smezo

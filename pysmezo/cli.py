@@ -1,0 +1,81 @@
+"""The command line: verbs as a table, one line for an error, and the exit codes.
+
+0 ok; 2 usage or bad input; 3 does not fit; 130 interrupted after a clean save. A verb's module is imported only when
+the verb is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib import import_module
+
+from .errors import ArgumentError, BudgetError, PysmezoError
+
+OK, USAGE, DOES_NOT_FIT, INTERRUPTED = 0, 2, 3, 130
+
+# verb -> (module of pysmezo.verbs, what it does)
+VERBS = {
+    "demo": ("train", "prepare a model and data, train, evaluate, draw; --prepare DIR only prepares"),
+    "train": ("train", "fine-tune a model on labelled data"),
+    "resume": ("train", "go on with an interrupted run"),
+    "eval": ("evaluate", "accuracy and loss of a model on labelled data"),
+    "inspect": ("inspect", "explain a file or folder of ours"),
+    "doctor": ("doctor", "what this machine and installation can do"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ArgumentError(f"[{self.prog}] {message}; `{self.prog} --help` lists the flags")
+
+
+def overview() -> str:
+    width = max(map(len, VERBS))
+    rows = "\n".join(f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items())
+    return (
+        f"usage: pysmezo VERB ... [--config F.yaml] [--json]\n\n{rows}\n\n`pysmezo VERB --help` lists a verb's flags."
+    )
+
+
+def run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return OK if argv else USAGE
+    if argv[0] == "--version":
+        from . import __version__
+
+        print(__version__)
+        return OK
+    verb = argv[0]
+    if verb not in VERBS:
+        raise ArgumentError(f"[pysmezo] verb {verb!r}, expected one of {', '.join(VERBS)}")
+    module = import_module(f".verbs.{VERBS[verb][0]}", __package__)
+    parser = Parser(prog=f"pysmezo {verb}", description=VERBS[verb][1], allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
+    module.add_flags(parser, verb)
+    arguments = parser.parse_args(argv[1:])
+    code, result = module.run(arguments, verb)
+    if arguments.json:
+        print(json.dumps(result), flush=True)
+    return code
+
+
+def main(argv=None) -> int:
+    try:
+        return run(sys.argv[1:] if argv is None else list(argv))
+    except BudgetError as e:
+        code, message = DOES_NOT_FIT, str(e)
+    except PysmezoError as e:
+        code, message = USAGE, str(e)
+    except (OSError, MemoryError) as e:
+        code, message = USAGE, f"[pysmezo] {e or type(e).__name__}"
+    except KeyboardInterrupt:
+        code, message = INTERRUPTED, "[pysmezo] interrupted; what was committed is kept"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Methods as values: what is selected, how it is perturbed, how the step uses the scalars. Frozen dataclasses, one a row of METHODS."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
+
+from .errors import ArgumentError
+
+NOISES = ("gaussian", "gaussian8", "rademacher")
+
+
+@dataclass(frozen=True)
+class _Method:
+    """Fields every method has.
+
+    noise: kind of direction, all with mean 0 and variance 1. gaussian8 is a Gaussian discretised to 256 values, one random byte an element.
+    queries: directions a step, averaged (n-SPSA, MeZO appendix A; each costs two branches).
+    rule: what the step does with the estimate; "sgd".
+    weight_decay: lambda of w <- w - lr * lambda * m * w, on matrices only (norms and biases are left alone, as in MeZO's code).
+    """
+
+    noise: str = "gaussian8"
+    queries: int = 1
+    rule: str = "sgd"
+    weight_decay: float = 0.0
+
+    name: ClassVar[str] = ""
+
+    def __post_init__(self):
+        where = type(self).__name__
+        if self.noise not in NOISES:
+            raise ArgumentError(f"[{where}] noise {self.noise!r}, expected one of {', '.join(NOISES)}")
+        if not 1 <= self.queries <= 64:
+            raise ArgumentError(f"[{where}] queries {self.queries}, expected 1 to 64")
+        if self.rule != "sgd":
+            raise ArgumentError(f"[{where}] rule {self.rule!r}, expected 'sgd'")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ArgumentError(f"[{where}] weight_decay {self.weight_decay}, expected a finite number not below 0")
+        sparsity = getattr(self, "sparsity", 0.0)
+        if not 0 <= sparsity < 1:
+            raise ArgumentError(
+                f"[{where}] sparsity {sparsity}, expected 0 <= sparsity < 1: it is the frozen fraction, and at 1 nothing would train"
+            )
+
+    def to_dict(self) -> dict:
+        """Plain JSON form with the method's name under "kind"; `from_dict` reads it back."""
+        return {"kind": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class MeZO(_Method):
+    """Dense zeroth-order SGD (Malladi et al. 2023, arXiv 2305.17333, algorithm 1).
+
+    trains: "linear" (the linear weights of the decoder blocks), "all" (embeddings, head, norms and biases too: MeZO's own choice), or a
+    glob pattern over parameter names such as "model.layers.*.self_attn.?_proj.weight".
+    """
+
+    trains: str = "linear"
+    name: ClassVar[str] = "mezo"
+
+
+@dataclass(frozen=True)
+class SparseMeZO(_Method):
+    """Perturbs and updates the small weights of each matrix, |w| <= h (Liu et al. 2024, arXiv 2402.15751).
+
+    sparsity: the *frozen* fraction; h is the k-th smallest |w0| of a matrix with k = round((1 - sparsity) * n), ties in. 0 equals MeZO bit for
+    bit. The mask is read from the current weights at every step, so the trained set can only shrink.
+    """
+
+    sparsity: float = 0.75
+    trains: str = "linear"
+    name: ClassVar[str] = "sparse-mezo"
+
+
+@dataclass(frozen=True)
+class LargestMask(_Method):
+    """The other end, a control: trains the largest weights, |w| >= h; sparsity is the frozen fraction."""
+
+    sparsity: float = 0.75
+    trains: str = "linear"
+    name: ClassVar[str] = "largest-mask"
+
+
+@dataclass(frozen=True)
+class RandomMask(_Method):
+    """A random fixed mask, a control (R-MeZO of arXiv 2402.15751): Bernoulli at the density that SparseMeZO realises on each matrix."""
+
+    sparsity: float = 0.75
+    trains: str = "linear"
+    name: ClassVar[str] = "random-mask"
+
+
+METHODS = {m.name: m for m in (MeZO, RandomMask, LargestMask, SparseMeZO)}
+
+
+def from_dict(d: dict) -> _Method:
+    """The method that `to_dict` wrote. ArgumentError: unknown kind (lists the known ones) or unknown field."""
+    d = dict(d)
+    kind = d.pop("kind", None)
+    if kind not in METHODS:
+        raise ArgumentError(f"[method] {kind!r}, expected one of {', '.join(METHODS)}")
+    known = {f.name for f in fields(METHODS[kind])}
+    for key in d:
+        if key not in known:
+            raise ArgumentError(f"[method] {kind} has no field {key!r}, expected some of {', '.join(sorted(known))}")
+    return METHODS[kind](**d)

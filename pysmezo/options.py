@@ -1,0 +1,227 @@
+"""The training commands' flags as one table: name, type, default, meaning; and how YAML, flags and defaults become one
+set of settings.
+
+A row here is a flag, a YAML key and an entry of run.json. A method's fields are flags too, read off its dataclass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from dataclasses import dataclass, fields
+
+from .errors import ArgumentError, FormatError
+from .methods import METHODS
+
+WHERE = "options"
+
+
+def boolean(value) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
+        return str(value).lower() in ("true", "yes", "on", "1")
+    raise ValueError("a truth value (true or false)")
+
+
+def integer(value) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError("an integer")
+    try:
+        return int(value)
+    except (ValueError, OverflowError):
+        raise ValueError("an integer") from None
+
+
+def number(value) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError("a number") from None
+
+
+def number_or_auto(value):
+    return value if value == "auto" else number(value)
+
+
+def path(value) -> str:
+    return os.path.abspath(os.path.expanduser(str(value)))
+
+
+def seed(value) -> int:
+    value = integer(value)
+    if not 0 <= value < 1 << 64:
+        raise ValueError("an integer from 0 to 2^64 - 1")
+    return value
+
+
+def one_of(*names: str):
+    def convert(value) -> str:
+        if value not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+        return value
+
+    return convert
+
+
+def memory_size(value) -> str:
+    """A size as the runtime takes it; checked there."""
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Option:
+    name: str  # with underscores
+    convert: object
+    default: object
+    help: str
+    switch: bool = False  # given without a value
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+RUN_OPTIONS = (
+    Option("model", path, None, "model folder (Hugging Face: config.json, tokenizer.json, safetensors)"),
+    Option("train", path, None, "training data, .jsonl or .csv"),
+    Option("eval", path, None, "data to evaluate before and after"),
+    Option("dev", path, None, "data for the learning curve and the options' prior (default: the --eval data)"),
+    Option("task", path, None, "task file: template, label_words, label_column"),
+    Option("method", one_of(*METHODS), "sparse-mezo", "one of " + ", ".join(METHODS)),
+    Option("lr", number_or_auto, "auto", "learning rate, or auto"),
+    Option("eps", number_or_auto, "auto", "size of the perturbation, or auto"),
+    Option(
+        "operand",
+        one_of("nearest", "dither", "split"),
+        "nearest",
+        "how perturbed weights are rounded: nearest, dither, split",
+    ),
+    Option(
+        "values",
+        one_of("auto", "fp32", "bf16+8", "bf16"),
+        "auto",
+        "what trained weights are kept in: auto, fp32, bf16+8, bf16",
+    ),
+    Option(
+        "dtype",
+        one_of("auto", "fp32", "bf16"),
+        "auto",
+        "what inputs of products are rounded to: auto (fp32 for an fp32 base, else bf16), fp32, bf16",
+    ),
+    Option("reduction", one_of("example", "token"), "example", "what losses are averaged over: example, token"),
+    Option("batch", integer, 16, "examples a step"),
+    Option("steps", integer, 1000, "steps of the whole run"),
+    Option("max_length", integer, None, "longest text in tokens (default: the model's limit)"),
+    Option("truncate", boolean, False, "cut longer texts instead of refusing them", switch=True),
+    Option(
+        "schedule", one_of("constant", "linear", "cosine"), "constant", "of the learning rate: constant, linear, cosine"
+    ),
+    Option("warmup", integer, 0, "steps over which the learning rate rises"),
+    Option("eval_every", integer, None, "steps between evaluations (default: only before and after)"),
+    Option("seed", seed, 0, "of every random choice"),
+    Option("threads", integer, None, "default: SMEZO_THREADS, else every CPU this process may run on"),
+    Option("memory_budget", memory_size, None, "bytes the run may hold above what the process had, such as 2GiB"),
+    Option("device", str, "cpu", "cpu"),
+    Option("sync_every", integer, 1, "records a sync of the journal"),
+    Option("delta", path, None, "delta to start from"),
+    Option("run_dir", path, None, "run folder (default: runs/ and the command's name, numbered)"),
+)
+BY_NAME = {o.name: o for o in RUN_OPTIONS}
+TYPES = {"float": number, "int": integer, "bool": boolean, "str": str}
+
+
+def method_fields() -> dict[str, list[str]]:
+    """Field name -> the methods that have it."""
+    out: dict[str, list[str]] = {}
+    for name, method in METHODS.items():
+        for f in fields(method):
+            out.setdefault(f.name, []).append(name)
+    return out
+
+
+def add_flags(parser: argparse.ArgumentParser, names=None) -> None:
+    """The flags, each absent from the result unless given; with all of them when names is None, a method's fields
+    included.
+    """
+    for o in RUN_OPTIONS:
+        if names is None or o.name in names:
+            if o.switch:
+                parser.add_argument(o.flag, dest=o.name, action="store_true", default=argparse.SUPPRESS, help=o.help)
+            else:
+                parser.add_argument(o.flag, dest=o.name, default=argparse.SUPPRESS, metavar="X", help=o.help)
+    if names is None:
+        group = parser.add_argument_group("fields of the method")
+        for name, owners in method_fields().items():
+            where = "every method" if len(owners) == len(METHODS) else ", ".join(owners)
+            group.add_argument(
+                "--" + name.replace("_", "-"), dest=name, default=argparse.SUPPRESS, metavar="X", help=where
+            )
+
+
+def read_config(file) -> dict:
+    """The YAML of --config: the same names as the flags, with dashes or underscores."""
+    import yaml
+
+    try:
+        with open(file, encoding="utf-8") as f:
+            content = yaml.safe_load(f)
+    except OSError as e:
+        raise ArgumentError(f"[{WHERE}] {file}: {e.strerror}, expected a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise FormatError(f"[{WHERE}] {file} is not YAML: {' '.join(str(e).split())}") from None
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise FormatError(f"[{WHERE}] {file} holds {type(content).__name__}, expected a mapping of flags to values")
+    known = {*BY_NAME, *method_fields()}
+    out = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ArgumentError(f"[{WHERE}] key {key!r} in {file}, expected names of flags{hint}")
+        out[name] = value
+    return out
+
+
+def _converted(name: str, convert, value, flag: str):
+    try:
+        return convert(value)
+    except ValueError as e:
+        raise ArgumentError(f"[{WHERE}] {flag} {value!r}, expected {e}") from None
+
+
+def settings(given: dict, defaults: dict | None = None) -> tuple[dict, object]:
+    """(every run option by name, the method) from what flags and YAML gave; `defaults` replace the table's for one
+    command.
+    """
+    defaults = defaults or {}
+    out = {}
+    for o in RUN_OPTIONS:
+        value = given.get(o.name, defaults.get(o.name, o.default))
+        out[o.name] = None if value is None else _converted(o.name, o.convert, value, o.flag)
+    cls = METHODS[out["method"]]
+    own = {f.name: f for f in fields(cls)}
+    chosen = {}
+    for name in method_fields():
+        if name in given and name not in own:
+            raise ArgumentError(
+                f"[{WHERE}] --{name.replace('_', '-')} with method {out['method']}, expected only its fields: "
+                f"{', '.join(own)}"
+            )
+        value = given.get(name, defaults.get(name))
+        if value is not None and name in own:
+            kind = own[name].type if isinstance(own[name].type, str) else own[name].type.__name__
+            chosen[name] = _converted(name, TYPES.get(kind.split(" ")[0], str), value, "--" + name.replace("_", "-"))
+    return out, cls(**chosen)
+
+
+def require(values: dict, *names: str) -> None:
+    missing = [BY_NAME[n].flag for n in names if values.get(n) is None]
+    if missing:
+        raise ArgumentError(
+            f"[{WHERE}] no {', '.join(missing)}, expected {'it' if len(missing) == 1 else 'them'} on the command line "
+            "or in --config"
+        )

@@ -1,0 +1,69 @@
+"""Progress of a run on standard error: one line kept up to date on a terminal, a plain line now and then elsewhere. A
+Trainer callback.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+# Away from a terminal: at least this long between two lines.
+PLAIN_INTERVAL_S = 10.0
+SMOOTHING = 0.1
+
+
+def clock(seconds: float) -> str:
+    minutes, s = divmod(int(seconds + 0.5), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+def mib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**20:.0f} MiB"
+
+
+class Progress:
+    """Rate, time left, loss, peak memory, and the newest evaluation."""
+
+    def __init__(self, stream=None, terminal: bool | None = None):
+        self._out = stream or sys.stderr
+        self._terminal = self._out.isatty() if terminal is None else terminal
+        self._bar, self._loss, self._eval = None, None, ""
+
+    def on_start(self, trainer) -> None:
+        self._first, self._start, self._last = trainer.run.step, time.monotonic(), -PLAIN_INTERVAL_S
+        if self._terminal and trainer.run.step < trainer.steps:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=trainer.steps,
+                initial=trainer.run.step,
+                unit="step",
+                file=self._out,
+                dynamic_ncols=True,
+                mininterval=0.2,
+                smoothing=SMOOTHING,
+            )
+
+    def on_step(self, trainer, result) -> None:
+        if not result.skipped:
+            self._loss = result.loss if self._loss is None else self._loss + SMOOTHING * (result.loss - self._loss)
+        loss = "no finite loss yet" if self._loss is None else f"loss {self._loss:.4f}"
+        text = f"{loss}, peak {mib(result.peak_rss_bytes)}{self._eval}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(1)
+            return
+        now, step = time.monotonic(), trainer.run.step
+        if now - self._last >= PLAIN_INTERVAL_S or step == trainer.steps:
+            self._last = now
+            rate = (step - self._first) / max(now - self._start, 1e-9)
+            left = clock((trainer.steps - step) / rate)
+            print(f"step {step}/{trainer.steps}, {rate:.2f} steps/s, {left} left, {text}", file=self._out, flush=True)
+
+    def on_eval(self, trainer, result, step) -> None:
+        self._eval = f", eval {result.accuracy:.3f}"
+
+    def on_end(self, trainer, result) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,390 @@
+"""Runtime: the facade of the core. Opens a model, trains it step by step, evaluates it, saves what changed.
+
+Every number that a StepResult or EvalResult holds comes from the engine; nothing here computes a loss of the model, except where the caller
+brings an objective of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import _core, autotune, memory, packing
+from .errors import ArgumentError, BudgetError
+from .methods import SparseMeZO, _Method, from_dict
+
+DTYPES = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step found and cost. Losses are means over the batch's examples; `loss` is the mean over all branches.
+
+    With several queries loss_plus, loss_minus and projected_grad are means over them, and `scalars` holds each one's. skipped: a loss was
+    not finite, the step is recorded as skipped and changed nothing.
+    """
+
+    step: int
+    loss: float
+    loss_plus: float
+    loss_minus: float
+    projected_grad: float
+    scalars: tuple[float, ...]
+    lr: float
+    seconds: float
+    stall_s: float
+    bytes_read: int
+    bytes_written: int
+    peak_rss_bytes: int
+    peak_anon_bytes: int
+    skipped: bool
+    parts: dict[str, float]
+
+
+def _is_path(x) -> bool:
+    return isinstance(x, (str, os.PathLike))
+
+
+class Runtime:
+    """A model that trains. Use `Runtime.from_pretrained`; a context manager closes it."""
+
+    def __init__(self, engine, method, lr, eps, seed, task, model_dir, run_dir, rss_at_open_bytes):
+        self._engine = engine
+        self.method = method
+        self.task = task
+        self.model_dir = model_dir
+        self.run_dir = run_dir
+        self.rss_at_open_bytes = rss_at_open_bytes
+        self.choices: dict = {}  # what "auto" chose, with its diagnostics
+        self._lr, self._eps, self._seed = lr, eps, seed
+        self._tokenizer = None
+        self._anon_peak = 0
+        self.parts_s: dict[str, float] = {}  # seconds by part of a step, since this process opened the run
+
+    # ---- opening and closing
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model,
+        method: _Method | None = None,
+        *,
+        lr: float | str = "auto",
+        eps: float | str = "auto",
+        memory_budget=None,
+        run_dir=None,
+        seed: int = 0,
+        dtype: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
+        operand: str = "nearest",
+        reduction: str = "example",
+        sync_every: int = 1,
+        task=None,
+        delta=None,
+        values: str = "auto",
+    ) -> Runtime:
+        """Opens a Hugging Face folder (config.json, safetensors) read-only.
+
+        run_dir: journal and what else the run leaves; opening one that holds a journal resumes it. None: nothing is durable.
+        lr, eps: numbers, or "auto" (measured on the first batches, see autotune). dtype: what GEMM inputs are rounded to. values: what trained
+        weights are kept in, auto | fp32 | bf16+8 | bf16. task: a Task or the path of its YAML file; batches may then be lists of
+        {"text", "label"}. delta: a delta to start from. memory_budget: bytes above what the process has now, "2GiB".
+        Raises ArgumentError, FormatError, BudgetError, IoError.
+        """
+        method = SparseMeZO() if method is None else method
+        if not isinstance(method, _Method):
+            raise ArgumentError(f"[method] {type(method).__name__}, expected a method such as SparseMeZO(sparsity=0.75)")
+        if device != "cpu":
+            raise ArgumentError(f"[device] {device!r}, expected 'cpu'")
+        for name, value in (("lr", lr), ("eps", eps)):
+            if value != "auto" and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+                raise ArgumentError(f"[{name}] {value!r}, expected a positive number or 'auto'")
+        budget = memory.parse_bytes(memory_budget)
+        if _is_path(task):
+            from .tasks import Task
+
+            task = Task.from_yaml(task)
+        if delta is not None and method == SparseMeZO() and Path(delta).is_file():
+            method = method_of_delta(delta)
+        rss_at_open = memory.rss_bytes()
+        memory.reset_peak()
+        fields = method.to_dict()
+        engine = _core.Engine(
+            model_dir=str(model),
+            run_dir="" if run_dir is None else str(run_dir),
+            kind=fields["kind"],
+            trains=fields["trains"],
+            sparsity=fields.get("sparsity", 0.0),
+            noise=fields["noise"],
+            queries=fields["queries"],
+            weight_decay=fields["weight_decay"],
+            dtype=dtype,
+            values=values,
+            operand=operand,
+            reduction=reduction,
+            seed=seed,
+            threads=0 if threads is None else threads,
+            sync_every=sync_every,
+            delta="" if delta is None else str(delta),
+        )
+        if budget is not None and engine.working_copy_bytes > budget:
+            raise BudgetError(
+                f"[memory_budget] {budget} bytes, expected at least {engine.working_copy_bytes} for the working copies of what trains"
+                f" (process = {rss_at_open} at open + budget); train fewer tensors or allow more"
+            )
+        return cls(engine, method, lr, eps, seed, task, Path(model), None if run_dir is None else Path(run_dir), rss_at_open)
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def close(self) -> None:
+        """Syncs the journal and lets go of the run folder and the tokenizing child."""
+        if self._tokenizer is not None:
+            self._tokenizer.close()
+            self._tokenizer = None
+        self._engine.close()
+
+    # ---- facts
+
+    @property
+    def step(self) -> int:
+        """The last committed step; 0 before the first."""
+        return self._engine.step
+
+    @property
+    def started(self) -> bool:
+        return self._engine.started
+
+    @property
+    def seed(self) -> int:
+        return self._seed
+
+    @property
+    def lr(self) -> float | None:
+        return self._engine.lr if self.started else None
+
+    @property
+    def eps(self) -> float | None:
+        return self._engine.eps if self.started else None
+
+    @property
+    def notes(self) -> list[str]:
+        return self._engine.notes
+
+    def tensor_ids(self) -> dict[str, int]:
+        """Name -> tensor id of every parameter (invariant I6)."""
+        return {name: i for i, (name, *_) in enumerate(self._engine.tensors)}
+
+    def weights(self, name: str) -> np.ndarray:
+        """float32 values of one parameter at the journal's tail, in its own shape."""
+        ids = self.tensor_ids()
+        if name not in ids:
+            raise ArgumentError(f"[weights] no parameter {name!r}, expected one of the model's, such as {next(iter(ids))!r}")
+        _, rows, cols, _ = self._engine.tensors[ids[name]]
+        w = self._engine.weights(ids[name])
+        return w if rows == 1 else w.reshape(rows, cols)
+
+    # ---- batches
+
+    def _pack(self, batch) -> tuple[packing.Packed, object]:
+        if isinstance(batch, packing.Packed):
+            packed = batch
+        elif isinstance(batch, dict):
+            packed = packing.pack_sequences(batch)
+        elif hasattr(batch, "prompts"):
+            packed = packing.pack_choices(batch.prompts, batch.options, batch.labels)
+        elif isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], dict):
+            if self.task is None:
+                raise ArgumentError("[batch] a list of texts, expected a task: open the runtime with task=")
+            if self._tokenizer is None:
+                from .tokenizer_client import TokenizerClient
+
+                self._tokenizer = TokenizerClient(self.model_dir, self.task)
+            b = self._tokenizer.batch(batch)
+            packed = packing.pack_choices(b.prompts, b.options, b.labels)
+        else:
+            raise ArgumentError(
+                f"[batch] {type(batch).__name__}, expected dict(input_ids, attention_mask, labels) or, with a task, a list of"
+                ' {"text", "label"}'
+            )
+        core = _core.Batch(
+            packed.tokens, packed.segments, packed.labels, packed.n_examples, packed.task, packed.n_options, packed.candidates,
+            packed.answers,
+        )  # fmt: skip
+        return packed, core
+
+    # ---- training
+
+    def resolve_auto(self, batches) -> None:
+        """Fixes lr and eps, measuring on these batches what is "auto", and writes the journal's header. train_step does it with its own
+        batch when nobody has."""
+        if self.started:
+            return
+        core = [self._pack(b)[1] for b in batches[: autotune.N_LR_PROBES]]
+        eps, lr = self._eps, self._lr
+        if eps == "auto":
+            choice = autotune.find_eps(self._engine, core[: autotune.N_EPS_BATCHES])
+            eps = choice.eps
+            self.choices |= {"eps": eps, "eps_rms_difference": choice.rms_difference, "eps_agreed": choice.agreed}
+        if lr == "auto":
+            choice = autotune.find_lr(self._engine, core, eps)
+            lr = choice.lr
+            self.choices |= {"lr": lr, "trace_h": choice.trace_h, "trace_h_error": choice.trace_h_error}
+        self._engine.start(lr, eps)
+
+    def _branches(self):
+        eps = self._engine.eps
+        return [(q, sign, eps) for q in range(self.method.queries) for sign in (+1, -1)]
+
+    def train_step(self, batch, objective=None, lr_scale: float = 1.0) -> StepResult:
+        """One step: probe, scalars, commit. When it returns the step has happened and is durable (but see sync_every).
+
+        batch: dict(input_ids, attention_mask, labels) [B, L] with -100 ignored; or, with a task, [{"text", "label"}].
+        objective: f(logits fp32 [n_labels, V], labels [n_labels], example_index [n_labels]) -> float, lower is better; no gradient is needed.
+        lr_scale: a schedule's factor for this step.
+        """
+        packed, core = self._pack(batch)
+        if not self.started:
+            self.resolve_auto([batch])
+        begin = time.perf_counter()
+        branches = self._branches()
+        step = self.step + 1
+        parts: dict[str, float] = {}
+        if objective is None:
+            found = self._engine.probe(core, branches, step)
+            losses = [float(x) for x in found["losses"]]
+            parts = dict(found["parts"])
+        else:
+            if packed.task == packing.CHOICE_CANDIDATES:
+                raise ArgumentError("[objective] a choice task, expected a batch of dict(input_ids, attention_mask, labels)")
+            logits = self._engine.logits(core, branches, step)
+            losses = [float(objective(l, packed.labels[:, 1], packed.labels[:, 2])) for l in logits]
+        probed = time.perf_counter()
+        scalars = self._engine.scalars(branches, losses)
+        plus, minus = float(np.mean(losses[0::2])), float(np.mean(losses[1::2]))
+        lr = self._engine.lr * lr_scale
+        applied = self._engine.commit(lr, float(np.mean(losses)), plus, minus, scalars)
+        end = time.perf_counter()
+        parts["commit"] = end - probed
+        for name, seconds in parts.items():
+            self.parts_s[name] = self.parts_s.get(name, 0.0) + seconds
+        peak, anon = memory.peaks()
+        self._anon_peak = max(self._anon_peak, anon)
+        return StepResult(
+            step=step,
+            loss=float(np.mean(losses)),
+            loss_plus=plus,
+            loss_minus=minus,
+            projected_grad=float(np.mean(scalars)),
+            scalars=tuple(scalars),
+            lr=lr,
+            seconds=end - begin,
+            stall_s=0.0,
+            bytes_read=0,
+            bytes_written=48 + 4 * len(scalars) if self.run_dir else 0,
+            peak_rss_bytes=peak,
+            peak_anon_bytes=self._anon_peak,
+            skipped=not applied,
+            parts=parts,
+        )
+
+    def probe(self, batch):
+        """The next step's question without its answer: branches, per-example losses [n_branches, n_examples], scalars. Changes nothing."""
+        _, core = self._pack(batch)
+        if not self.started:
+            self.resolve_auto([batch])
+        branches = self._branches()
+        found = self._engine.probe(core, branches, self.step + 1)
+        return ProbeResult(
+            branches, found["example_losses"], [float(x) for x in found["losses"]],
+            tuple(self._engine.scalars(branches, list(found["losses"]))),
+        )  # fmt: skip
+
+    def bare_forward(self, batch, n_branches: int = 2):
+        """The same visit with unperturbed branches: what a probe would cost if noise were free. Returns seconds by part."""
+        _, core = self._pack(batch)
+        return self._engine.probe(core, [(0, +1, 0.0)] * n_branches, 0)["parts"]
+
+    # ---- evaluation
+
+    def evaluate(self, batches):
+        """EvalResult over batches of the same kinds as train_step's, on the model at the journal's tail."""
+        from .evaluate import EvalResult, evaluate_scores
+
+        scores, labels, losses = [], [], []
+        for batch in batches:
+            packed, core = self._pack(batch)
+            found = self._engine.scores(core)
+            losses.append(found["example_losses"][0])
+            if packed.n_options:
+                scores.append(np.asarray(found["scores"], np.float32).reshape(packed.n_examples, packed.n_options))
+                labels.append(packed.answers)
+        if not losses:
+            raise ArgumentError("[evaluate] no batch, expected at least one")
+        if scores:
+            return evaluate_scores(np.concatenate(scores), np.concatenate(labels))
+        losses = np.concatenate(losses)
+        losses = losses[~np.isnan(losses)]  # examples without a label
+        return EvalResult(float(losses.mean()), None, len(losses))
+
+    def scores(self, batch) -> np.ndarray:
+        """Option scores, float32 [n_examples, n_options]: logits of the candidates, or mean token log-probabilities."""
+        packed, core = self._pack(batch)
+        if not packed.n_options:
+            raise ArgumentError("[scores] a batch without options, expected a choice task")
+        return np.asarray(self._engine.scores(core)["scores"], np.float32).reshape(packed.n_examples, packed.n_options)
+
+    def logits(self, batch) -> np.ndarray:
+        """fp32 [n_labels, V]: the logits that predict each label (of the position before it, as in transformers)."""
+        _, core = self._pack(batch)
+        return self._engine.logits(core, [(0, +1, 0.0)], 0)[0]
+
+    def generate(self, input_ids, max_new_tokens: int = 32) -> list[int]:
+        """Greedy continuation of one sequence of token ids; returns the new ids. Every token runs the whole text again."""
+        ids = [int(i) for i in np.asarray(input_ids).reshape(-1)]
+        new: list[int] = []
+        for _ in range(max_new_tokens):
+            # The label's value does not matter: only the position before it is asked.
+            batch = {"input_ids": [ids + [0]], "labels": [[-100] * len(ids) + [0]]}
+            new.append(int(self.logits(batch)[0].argmax()))
+            ids.append(new[-1])
+        return new
+
+    # ---- saving
+
+    def flush(self) -> None:
+        """Syncs the journal and brings every stored weight to its tail."""
+        self._engine.sync()
+        self._engine.flush()
+
+    def save_delta(self, path) -> int:
+        """Writes what training changed; returns the file's bytes. Atomic: a reader sees the old file or the new one."""
+        self._engine.save_delta(str(path))
+        return Path(path).stat().st_size
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """branches: (query, sign, eps) each; losses fp64 [n_branches, n_examples]; means [n_branches]; scalars [n_queries]."""
+
+    branches: list
+    losses: np.ndarray
+    means: list
+    scalars: tuple
+
+
+def method_of_delta(path) -> _Method:
+    """The method a delta was made by. FormatError when the file is no delta."""
+    fields = json.loads(_core.read_state(str(path), "delta", False)["method_json"])["method"]
+    if fields["kind"] == "mezo":
+        fields.pop("sparsity")
+    return from_dict(fields)

@@ -1,0 +1,192 @@
+"""A training run as the command line makes it: run folder, tokenized data, evaluation before and after, delta, picture,
+result.
+
+run.json in the run folder holds everything that `resume` needs (absolute paths); the journal holds the run itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+
+from . import data, memory, metrics
+from .errors import ArgumentError, FormatError
+from .methods import from_dict
+
+RUN_FILE = "run.json"
+DELTA_FILE = "trained.delta.safetensors"
+# Settings that may differ when a run goes on: they change no bit of it.
+FREE = ("threads", "memory_budget", "eval_every", "sync_every", "run_dir", "eval", "dev", "delta")
+
+
+def free_run_dir(verb: str) -> str:
+    """runs/VERB, or the first of runs/VERB-2, -3, ... that is not there."""
+    n, path = 1, os.path.join("runs", verb)
+    while os.path.exists(path):
+        n += 1
+        path = os.path.join("runs", f"{verb}-{n}")
+    return os.path.abspath(path)
+
+
+def read_run(run_dir) -> dict:
+    """run.json's content. ArgumentError: there is none; FormatError: it is not ours."""
+    path = os.path.join(run_dir, RUN_FILE)
+    try:
+        with open(path, encoding="utf-8") as f:
+            found = json.load(f)
+    except OSError as e:
+        raise ArgumentError(
+            f"[run] {path}: {e.strerror}, expected the run folder of an earlier train or demo"
+        ) from None
+    except ValueError as e:
+        raise FormatError(f"[run] {path} is not JSON: {e}") from None
+    if not isinstance(found, dict) or not {"settings", "method"} <= found.keys():
+        raise FormatError(f"[run] {path} has no settings and method, expected what train wrote there")
+    return found
+
+
+def write_run(run_dir, content: dict) -> None:
+    path = os.path.join(run_dir, RUN_FILE)
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(content, f, indent=2)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
+
+
+def check_same(run_dir, found: dict, settings: dict, method: dict) -> None:
+    """ArgumentError: the folder's run is another one than asked for; names the first difference."""
+    wanted = {**{k: v for k, v in settings.items() if k not in FREE}, **method}
+    there = {**found["settings"], **found["method"]}
+    for key, value in wanted.items():
+        if there.get(key) != value:
+            raise ArgumentError(
+                f"[run] {run_dir} holds a run with {key} {there.get(key)!r}, expected {value!r} as asked for; name "
+                "another --run-dir"
+            )
+
+
+def open_runtime(settings: dict, method, run_dir):
+    from .runtime import Runtime
+
+    names = (
+        "lr",
+        "eps",
+        "memory_budget",
+        "seed",
+        "dtype",
+        "device",
+        "threads",
+        "operand",
+        "reduction",
+        "sync_every",
+        "delta",
+        "values",
+    )
+    return Runtime.from_pretrained(settings["model"], method=method, run_dir=run_dir, **{n: settings[n] for n in names})
+
+
+def base_bytes(model_dir) -> int:
+    return sum(e.stat().st_size for e in os.scandir(model_dir) if e.name.endswith(".safetensors"))
+
+
+class Session:
+    """One training command, new or gone on with."""
+
+    def __init__(self, settings: dict, method, verb: str, callbacks=(), say=lambda text: None):
+        self.settings, self.method, self.verb = settings, method, verb
+        self.callbacks, self.say = callbacks, say
+        self.run_dir = settings["run_dir"]
+        self.sets: dict[str, data.Dataset] = {}
+
+    def train(self) -> tuple[bool, dict]:
+        """(interrupted, the result object of --json)."""
+        made = not os.path.exists(self.run_dir)
+        os.makedirs(self.run_dir, exist_ok=True)
+        try:
+            content = self._record()
+            self._tokenize()
+        except Exception:
+            # A refused command leaves no empty folder behind.
+            if made and not os.listdir(self.run_dir):
+                os.rmdir(self.run_dir)
+            raise
+        with open_runtime(self.settings, self.method, self.run_dir) as run:
+            for note in run.notes:
+                self.say(f"note: {note}")
+            content |= {"rss_at_open_bytes": run.rss_at_open_bytes, "base_bytes": base_bytes(self.settings["model"])}
+            write_run(self.run_dir, content)
+            return self._train(run, content)
+
+    def _record(self) -> dict:
+        content = {"verb": self.verb, "settings": self.settings, "method": self.method.to_dict()}
+        if os.path.exists(os.path.join(self.run_dir, RUN_FILE)):
+            found = read_run(self.run_dir)
+            check_same(self.run_dir, found, self.settings, content["method"])
+            content = {**found, **content}
+        elif os.path.exists(os.path.join(self.run_dir, "journal.smz")):
+            raise ArgumentError(
+                f"[run] {self.run_dir} holds a journal but no {RUN_FILE}, expected a new folder or one made by train"
+            )
+        return content
+
+    def _tokenize(self) -> None:
+        s = self.settings
+        for name in ("train", "eval", "dev"):
+            if s[name]:
+                out = os.path.join(self.run_dir, f"tokens-{name}.ids")
+                self.sets[name] = data.tokenize(s["model"], s[name], s["task"], out, s["max_length"], s["truncate"])
+
+    def _evaluate(self, run) -> dict | None:
+        from .trainer import evaluate
+
+        if "eval" not in self.sets:
+            return None
+        return asdict(evaluate(run, self.sets["eval"], self.settings["batch"], self.sets.get("dev")))
+
+    def _train(self, run, content: dict) -> tuple[bool, dict]:
+        from .trainer import Trainer
+
+        s = self.settings
+        if run.step == 0 and "before" not in content:
+            content["before"] = self._evaluate(run)
+            write_run(self.run_dir, content)
+        curve = self.sets.get("dev") or (self.sets.get("eval") if s["eval_every"] else None)
+        trainer = Trainer(
+            run, self.sets["train"], curve, steps=s["steps"], batch=s["batch"], schedule=s["schedule"],
+            warmup=s["warmup"], eval_every=s["eval_every"], callbacks=self.callbacks,
+        )  # fmt: skip
+        fit = trainer.fit()
+        if run.choices:
+            content["choices"] = run.choices
+        content |= {"lr": run.lr, "eps": run.eps}
+        delta_path, delta_bytes = os.path.join(self.run_dir, DELTA_FILE), None
+        if not fit.interrupted:
+            content["after"] = self._evaluate(run)
+            delta_bytes = run.save_delta(delta_path)
+        before, after = content.get("before") or {}, {} if fit.interrupted else content.get("after") or {}
+        result = {}
+        for key in ("accuracy", "loss"):
+            result |= {f"{key}_before": before.get(key), f"{key}_after": after.get(key)}
+        result |= {"steps": fit.steps, "train_seconds": fit.train_seconds}
+        for key in ("auc", "accuracy_calibrated"):
+            result |= {f"{key}_before": before.get(key), f"{key}_after": after.get(key)}
+        result |= {
+            "peak_rss_bytes": max(fit.peak_rss_bytes, memory.peaks()[0]),
+            "rss_at_open_bytes": run.rss_at_open_bytes,
+            "delta_bytes": delta_bytes,
+            "delta_path": delta_path if delta_bytes is not None else None,
+            "run_dir": self.run_dir,
+        }
+        content["result"] = metrics.plain(result)
+        write_run(self.run_dir, content)
+        return fit.interrupted, content["result"]
+
+
+def resumed(run_dir, overrides: dict) -> tuple[dict, object, str]:
+    """(settings, method, verb) of the run in a folder, with `overrides` of settings that change no bit of it."""
+    found = read_run(run_dir)
+    settings = {**found["settings"], **overrides, "run_dir": os.path.abspath(run_dir)}
+    return settings, from_dict(found["method"]), found.get("verb", "train")

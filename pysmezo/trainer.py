@@ -1,0 +1,175 @@
+"""Trainer: batches, learning-rate schedule, evaluation and metrics around Runtime.train_step.
+
+What it does at a step is a function of the step's number alone, so a run that is opened again goes on as if it had
+never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from . import metrics
+from .autotune import N_LR_PROBES
+from .data import Dataset
+from .errors import ArgumentError
+from .evaluate import EvalResult, evaluate_scores, prior
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def schedule_factor(schedule: str, step: int, steps: int, warmup: int = 0) -> float:
+    """What the run's lr is multiplied by at `step` (from 0) of `steps`: a line up over the warmup, then constant, or
+    down to nearly 0.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup)
+    if schedule == "linear":
+        return 1.0 - done
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def dataset_scores(run, data: Dataset, batch: int):
+    """Option scores of every example in file order, float32 [n_examples, n_options]."""
+    return np.concatenate([run.scores(b) for b in data.in_order(batch)])
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """steps: the run's last committed step. train_seconds: spent in steps, all sittings of the run together.
+    interrupted: a signal or Trainer.stop ended it early, everything saved.
+    """
+
+    steps: int
+    train_seconds: float
+    peak_rss_bytes: int
+    interrupted: bool
+
+
+class Trainer:
+    """Trains `run` on `train` (a Dataset) up to step `steps` of the run.
+
+    eval: a Dataset looked at every `eval_every` steps and after the last one. schedule, warmup: see schedule_factor;
+    warmup counts steps. callbacks: objects with any of on_start(trainer), on_step(trainer, result),
+    on_eval(trainer, result, step), on_end(trainer, fit_result).
+
+    SIGINT and SIGTERM, when fit runs in the main thread, end it after the step in hand; a second one ends the process
+    as usual.
+    """
+
+    def __init__(
+        self,
+        run,
+        train: Dataset,
+        eval: Dataset | None = None,
+        *,
+        steps: int,
+        batch: int = 16,
+        schedule: str = "constant",
+        warmup: int = 0,
+        eval_every: int | None = None,
+        callbacks=(),
+    ):
+        if schedule not in SCHEDULES:
+            raise ArgumentError(f"[trainer] schedule {schedule!r}, expected one of {', '.join(SCHEDULES)}")
+        for name, value, least in (
+            ("steps", steps, 1),
+            ("batch", batch, 1),
+            ("warmup", warmup, 0),
+            ("eval_every", eval_every or 1, 1),
+        ):
+            if value < least:
+                raise ArgumentError(f"[trainer] {name} {value}, expected at least {least}")
+        if warmup > steps:
+            raise ArgumentError(f"[trainer] warmup {warmup}, expected at most steps, which is {steps}")
+        self.run, self.train, self.eval = run, train, eval
+        self.steps, self.batch, self.schedule, self.warmup = steps, batch, schedule, warmup
+        self.eval_every, self.callbacks = eval_every, tuple(callbacks)
+        self.stop = False
+
+    def fit(self) -> FitResult:
+        run = self.run
+        writer = metrics.Writer(run.run_dir, run.step) if run.run_dir else None
+        earlier = [line for line in metrics.read(run.run_dir) if "type" not in line] if run.run_dir else []
+        seconds = sum(line["seconds"] for line in earlier)
+        peak = max((line["peak_rss_bytes"] for line in earlier), default=0)
+        self.stop = False
+        try:
+            if run.step < self.steps and not run.started:
+                # On the run's own first batches. Not under the signal handlers: nothing is committed yet, so an
+                # interrupt may end it at once.
+                first = self.train.batches(run.seed, self.batch)
+                run.resolve_auto([next(first) for _ in range(N_LR_PROBES)])
+            with self._signals():
+                self._tell("on_start", self)
+                batches = self.train.batches(run.seed, self.batch, run.step)
+                while run.step < self.steps and not self.stop:
+                    before = time.perf_counter()
+                    factor = schedule_factor(self.schedule, run.step, self.steps, self.warmup)
+                    result = run.train_step(next(batches), lr_scale=factor)
+                    seconds += time.perf_counter() - before
+                    peak = max(peak, result.peak_rss_bytes)
+                    if writer:
+                        writer.write(asdict(result))
+                    self._tell("on_step", self, result)
+                    due = self.eval_every and run.step % self.eval_every == 0
+                    if self.eval is not None and not self.stop and (due or run.step == self.steps):
+                        self._evaluate(writer)
+                run.flush()
+        finally:
+            if writer:
+                writer.close()
+        done = FitResult(run.step, seconds, peak, run.step < self.steps)
+        self._tell("on_end", self, done)
+        return done
+
+    def _evaluate(self, writer) -> None:
+        result = evaluate(self.run, self.eval, self.batch)
+        if writer:
+            writer.write({"type": "eval", "step": self.run.step, **asdict(result)})
+        self._tell("on_eval", self, result, self.run.step)
+
+    def _tell(self, name: str, *arguments) -> None:
+        for callback in self.callbacks:
+            if hasattr(callback, name):
+                getattr(callback, name)(*arguments)
+
+    @contextmanager
+    def _signals(self):
+        """First signal: stop after this step. The old handlers are put back then, so a second one is not swallowed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore():
+            for s, handler in old.items():
+                signal.signal(s, handler)
+
+        def ask_to_stop(number, frame):
+            self.stop = True
+            restore()
+
+        for s in old:
+            signal.signal(s, ask_to_stop)
+        try:
+            yield
+        finally:
+            restore()
+
+
+def evaluate(run, data: Dataset, batch: int = 16, calibration: Dataset | None = None) -> EvalResult:
+    """EvalResult of a data set. calibration: examples whose mean scores are the options' prior; the data's own when
+    None.
+    """
+    level = prior(dataset_scores(run, calibration, 2 * batch)) if calibration is not None else None
+    return evaluate_scores(dataset_scores(run, data, 2 * batch), data.labels, level)

@@ -1,0 +1,209 @@
+"""The verb inspect: a file or folder of ours, explained. Nothing is changed; what a file claims is proved before it is
+told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections import Counter
+
+from .. import _core, ids, metrics
+from ..cli import OK
+from ..errors import ArgumentError, FormatError
+from ..session import RUN_FILE, read_run
+
+JOURNAL_MAGIC = b"smezoJ\r\n"
+JOURNAL_FILE = "journal.smz"
+# A safetensors header is at most this long (its own specification).
+MAX_HEADER_BYTES = 100_000_000
+
+
+def add_flags(parser, verb: str) -> None:
+    parser.add_argument("path", help="run folder, model folder, journal, delta, safetensors or id file")
+
+
+def run(arguments, verb: str):
+    found = explain(arguments.path)
+    print("\n".join(lines(found)), flush=True)
+    return OK, found
+
+
+def explain(path) -> dict:
+    """What `path` is and says; "kind" first. ArgumentError: nothing of ours; FormatError: damaged."""
+    if os.path.isdir(path):
+        if os.path.exists(os.path.join(path, RUN_FILE)) or os.path.exists(os.path.join(path, JOURNAL_FILE)):
+            return run_folder(path)
+        if os.path.exists(os.path.join(path, "config.json")):
+            return model_folder(path)
+        raise ArgumentError(
+            f"[inspect] {path} holds neither {RUN_FILE} nor config.json, expected a run folder or a model folder"
+        )
+    try:
+        with open(path, "rb") as f:
+            head = f.read(8)
+    except OSError as e:
+        raise ArgumentError(f"[inspect] {path}: {e.strerror}, expected a file or folder of ours") from None
+    if head == ids.MAGIC:
+        return id_file(path)
+    if head == JOURNAL_MAGIC:
+        return journal(path)
+    if str(path).endswith(".safetensors"):
+        return safetensors(path)
+    raise ArgumentError(
+        f"[inspect] {path} begins with {head!r}, expected a journal, an id file or a file that ends in .safetensors"
+    )
+
+
+def id_file(path) -> dict:
+    f = ids.read(path)
+    counts = Counter(f.labels.tolist())
+    return {
+        "kind": "id file",
+        "path": str(path),
+        "file_bytes": os.path.getsize(path),
+        "n_examples": len(f),
+        "n_options": f.n_options,
+        "options": f.options(0) if f.shared else "each example's own",
+        "examples_by_label": {str(k): counts[k] for k in sorted(counts)},
+        "n_prompt_tokens": len(f.prompt_tokens),
+        "longest_prompt": int((f.prompt_offsets[1:] - f.prompt_offsets[:-1]).max()),
+        "key": ids.read_key(path).hex(),
+    }
+
+
+def journal(path) -> dict:
+    found = _core.read_journal(str(path))
+    records = found["records"]
+    out = {
+        "kind": "journal",
+        "path": str(path),
+        "file_bytes": os.path.getsize(path),
+        "header": json.loads(found["header_json"]),
+        "n_records": found["n_records"],
+        "n_skipped": sum(r["kind"] == "skipped" for r in records),
+        "dropped_bytes": found["dropped_bytes"],
+        "tail_checksum": f"{found['tail_checksum']:08x}",
+    }
+    if records:
+        out["last_record"] = metrics.plain({k: v for k, v in records[-1].items() if k != "chain"})
+    # One mask a tensor is too long to read.
+    masks = out["header"].pop("masks", None)
+    return out if masks is None else {**out, "n_masks": len(masks)}
+
+
+def safetensors(path) -> dict:
+    header, metadata = _safetensors_header(path)
+    sizes = [t["data_offsets"][1] - t["data_offsets"][0] for t in header.values()]
+    out = {
+        "kind": "safetensors",
+        "path": str(path),
+        "file_bytes": os.path.getsize(path),
+        "n_tensors": len(header),
+        "n_bytes_by_dtype": dict(Counter()),
+        "metadata": metadata,
+    }
+    for t, n in zip(header.values(), sizes, strict=True):
+        out["n_bytes_by_dtype"][t["dtype"]] = out["n_bytes_by_dtype"].get(t["dtype"], 0) + n
+    kind = {"smezo-delta": "delta", "smezo-generation": "generation"}.get(metadata.get("format"))
+    if kind is None:
+        return out
+    state = _core.read_state(str(path), kind)  # proves the content too
+    method = json.loads(state["method_json"])
+    return {
+        "kind": kind,
+        "path": str(path),
+        "file_bytes": state["file_bytes"],
+        "watermark": state["watermark"],
+        "method": method.get("method", method),
+        "base_fingerprint": state["base_fingerprint"],
+        "journal_tail": f"{state['journal_tail']:08x}",
+        "n_tensors": len(state["tensors"]),
+        "n_packed": sum(t["packed"] for t in state["tensors"]),
+        "dtypes": dict(Counter(t["dtype"] for t in state["tensors"])),
+    }
+
+
+def _safetensors_header(path) -> tuple[dict, dict]:
+    size = os.path.getsize(path)
+    with open(path, "rb") as f:
+        first = f.read(8)
+        n = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+        if not 2 <= n <= min(MAX_HEADER_BYTES, size - 8):
+            raise FormatError(
+                f"[inspect] {path}: a header of {n} bytes in a file of {size}, expected it to fit; cut short or no "
+                "safetensors file"
+            )
+        try:
+            header = json.loads(f.read(n))
+            metadata = header.pop("__metadata__", {})
+            end = max((t["data_offsets"][1] for t in header.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise FormatError(
+                f"[inspect] {path}: the header is not what safetensors says, expected JSON of tensors"
+            ) from None
+    if 8 + n + end != size:
+        raise FormatError(f"[inspect] {path}: {size} bytes, the header describes {8 + n + end}; cut short or damaged")
+    return header, metadata
+
+
+def model_folder(path) -> dict:
+    with open(os.path.join(path, "config.json"), encoding="utf-8") as f:
+        try:
+            config = json.load(f)
+        except ValueError as e:
+            raise FormatError(f"[inspect] {path}/config.json is not JSON: {e}") from None
+    names = sorted(n for n in os.listdir(path) if n.endswith(".safetensors"))
+    shards = [safetensors(os.path.join(path, n)) for n in names]
+    dtypes: Counter = Counter()
+    for shard in shards:
+        dtypes.update(shard.get("n_bytes_by_dtype", {}))
+    keys = (
+        "model_type",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+    )
+    return {
+        "kind": "model folder",
+        "path": str(path),
+        **{k: config[k] for k in keys if k in config},
+        "files": names,
+        "n_tensors": sum(s["n_tensors"] for s in shards),
+        "n_bytes_by_dtype": dict(dtypes),
+        "tokenizer": os.path.exists(os.path.join(path, "tokenizer.json")),
+    }
+
+
+def run_folder(path) -> dict:
+    out: dict = {"kind": "run folder", "path": str(path)}
+    if os.path.exists(os.path.join(path, RUN_FILE)):
+        content = read_run(path)
+        out |= {k: content[k] for k in ("verb", "method", "settings", "lr", "eps", "before", "after") if k in content}
+    if os.path.exists(os.path.join(path, JOURNAL_FILE)):
+        out["journal"] = journal(os.path.join(path, JOURNAL_FILE))
+    steps = [line for line in metrics.read(path) if "type" not in line]
+    if steps:
+        out["last_metrics"] = steps[-1]
+    out["files"] = {
+        n: os.path.getsize(os.path.join(path, n))
+        for n in sorted(os.listdir(path))
+        if os.path.isfile(os.path.join(path, n))
+    }
+    return out
+
+
+def lines(found: dict, indent: str = "") -> list[str]:
+    """Nested facts, one a line."""
+    width = max((len(k) for k, v in found.items() if not isinstance(v, dict)), default=0)
+    out = []
+    for key, value in found.items():
+        if isinstance(value, dict) and value:
+            out += [f"{indent}{key}", *lines(value, indent + "  ")]
+        elif value is not None:
+            out.append(f"{indent}{key:<{width}}  {value}")
+    return out

@@ -1,0 +1,246 @@
+// The verbs on stored weights (produce, apply_update, decode, noise) of every instruction set of this machine, bit for bit against the
+// element functions of kernels/element.h, over all kinds of noise, mask, format, mode and rounding, at ragged places.
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "kernels/element.h"
+#include "kernels/kernels.h"
+#include "test.h"
+
+namespace {
+using namespace smezo;
+
+constexpr NoiseKind kNoises[] = {NoiseKind::gaussian, NoiseKind::gaussian8, NoiseKind::rademacher};
+constexpr MaskKind kMasks[] = {MaskKind::all, MaskKind::small, MaskKind::large, MaskKind::random};
+constexpr DType kDTypes[] = {DType::F32, DType::F16, DType::BF16, DType::BF16T8};
+constexpr OperandMode kModes[] = {OperandMode::nearest, OperandMode::dither, OperandMode::split};
+constexpr int64_t kCols[] = {1, 3, 16, 20, 576, 640, 1000};
+constexpr int64_t kGuard = 64;  // elements around a buffer that nobody may touch
+
+uint32_t below(std::mt19937& random, uint32_t n) { return static_cast<uint32_t>(random()) % n; }
+
+struct Tensor {
+  std::vector<uint32_t> data;  // room for any format
+  std::vector<int8_t> tail;
+  WeightView view;
+  bool operator==(const Tensor& o) const { return data == o.data && tail == o.tail; }
+};
+
+// Weights of every sort: ordinary, zeros of both signs, ties of the rounding, subnormal, huge, infinite, NaN.
+Tensor make_tensor(std::mt19937& random, DType dtype, int64_t rows, int64_t cols) {
+  Tensor t;
+  const int64_t n = rows * cols;
+  t.data.resize(static_cast<size_t>(n + kGuard), 0xA5A5A5A5u);
+  t.tail.resize(static_cast<size_t>(n + kGuard), 0x5A);
+  t.view = {t.data.data(), t.tail.data(), dtype, rows, cols, below(random, kMaxTensorId + 1), true};
+  std::normal_distribution<float> normal(0, 0.02f);
+  for (int64_t i = 0; i < n; ++i) {
+    float w = normal(random);
+    switch (random() % 64) {
+      case 0: w = 0.0f; break;
+      case 1: w = -0.0f; break;
+      case 2: w = f32_from_bits(f32_bits(w) & 0xFFFF0000u); break;
+      case 3: w = f32_from_bits((f32_bits(w) & 0xFFFF0000u) | 0x8000u); break;
+      case 4: w = f32_from_bits(random() & 0x807FFFFFu); break;
+      case 5: w = f32_from_bits((random() & 0x807FFFFFu) | 0x7F000000u); break;
+      case 6: w = random() % 4 ? w : f32_from_bits(0x7F800000u | random() << 31); break;
+      case 7: w = random() % 4 ? w : f32_from_bits(0x7F800001u | random()); break;
+    }
+    if (dtype == DType::F16 && random() % 8 == 0)
+      static_cast<uint16_t*>(t.view.data)[i] = static_cast<uint16_t>(random());
+    else
+      encode_at(t.view, i, w, random() & (dtype == DType::BF16 ? 0xFFFFu : 0xFFu));
+  }
+  return t;
+}
+
+TensorDirection make_direction(std::mt19937& random, NoiseKind noise, MaskKind mask, uint32_t tensor_id) {
+  TensorDirection d;
+  d.noise = noise;
+  d.mask.kind = mask;
+  d.mask.h = random() % 8 ? 0.015f : random() % 2 ? 0.0f : INFINITY;
+  d.mask.keep = random() % 4 ? random() % 65537 : random() % 2 ? 0 : 65536;
+  d.stream = {static_cast<uint64_t>(random()) << 32 | random(), static_cast<uint32_t>(random()), below(random, kMaxQuery + 1),
+              Purpose::direction, tensor_id};
+  return d;
+}
+
+std::vector<Isa> vector_isas() {
+  std::vector<Isa> isas = supported_isas();
+  isas.erase(std::remove(isas.begin(), isas.end(), Isa::scalar), isas.end());
+  return isas;
+}
+
+// A strip of guarded memory, filled with a pattern.
+struct Strip {
+  std::vector<uint8_t> bytes;
+  int64_t size, ld, n_rows;
+  Strip(int64_t size, int64_t ld, int64_t n_rows)
+      : bytes(static_cast<size_t>((ld * n_rows + kGuard) * size + 64), 0xCD), size(size), ld(ld), n_rows(n_rows) {}
+  void* data() {
+    const uintptr_t p = reinterpret_cast<uintptr_t>(bytes.data());
+    return reinterpret_cast<void*>((p + 63) / 64 * 64);
+  }
+  uint32_t bits(int64_t row, int64_t col) {  // as fp32 bits
+    const int64_t i = row * ld + col;
+    return size == 2 ? static_cast<uint32_t>(static_cast<uint16_t*>(data())[i]) << 16 : static_cast<uint32_t*>(data())[i];
+  }
+  bool guard_intact() {
+    const uint8_t* end = static_cast<uint8_t*>(data()) + ld * n_rows * size;
+    return std::all_of(end, end + kGuard * size - 64, [](uint8_t b) { return b == 0xCD; });
+  }
+};
+
+// Elements that differ from the definition, padding that is not zero, guards that were written.
+int64_t produce_errors(const Kernels& k, const OperandJob& job, int64_t row0, int64_t n_rows, bool want_plus,
+                       bool want_minus) {
+  const int64_t size = k.operand_dtype(job.compute) == DType::BF16 ? 2 : 4, ld = k.operand_ld(job.compute, job.w.cols);
+  Strip plus(size, ld, n_rows), minus(size, ld, n_rows);
+  k.produce(job, row0, n_rows, want_plus ? plus.data() : nullptr, want_minus ? minus.data() : nullptr);
+  int64_t errors = !plus.guard_intact() + !minus.guard_intact();
+  for (int64_t row = 0; row < n_rows; ++row) {
+    for (int64_t col = 0; col < ld; ++col) {
+      const Operands o =
+          col < job.w.cols ? operands_at(job, (row0 + row) * job.w.cols + col) : Operands{0, 0};
+      if (want_plus) errors += plus.bits(row, col) != f32_bits(o.plus);
+      if (want_minus && job.eps != 0) errors += minus.bits(row, col) != f32_bits(o.minus);
+    }
+  }
+  return errors;
+}
+}  // namespace
+
+TEST(operands_are_the_definition_bit_for_bit) {
+  for (Isa isa : vector_isas()) {
+    const Kernels& k = kernels_for(isa);
+    std::mt19937 random(1);
+    for (int64_t cols : kCols) {
+      const int64_t rows = 12 + (cols < 100 ? 2500 / cols : 0);
+      for (DType dtype : kDTypes) {
+        Tensor t = make_tensor(random, dtype, rows, cols);
+        for (NoiseKind noise : kNoises) {
+          for (MaskKind mask : kMasks) {
+            for (OperandMode mode : kModes) {
+              for (Compute compute : {Compute::f32, Compute::bf16}) {
+                OperandJob job{t.view, make_direction(random, noise, mask, t.view.tensor_id), mode, compute, 0};
+                job.eps = random() % 12 == 0 ? 0.0f : random() % 2 ? 1e-3f : 0.37f;
+                const int64_t n_rows = 1 + random() % std::min<int64_t>(rows - 1, std::max<int64_t>(1, 2300 / cols));
+                const int64_t row0 = random() % (rows - n_rows + 1);
+                const bool only_one = random() % 6 == 0, which = random() % 2;
+                const int64_t errors = produce_errors(k, job, row0, n_rows, !only_one || which, !only_one || !which);
+                CHECK(errors == 0);
+                if (errors != 0)
+                  std::printf("    %s cols %lld dtype %s noise %d mask %d mode %d compute %d eps %g: %lld wrong\n", k.name,
+                              static_cast<long long>(cols), dtype_name(dtype), static_cast<int>(noise),
+                              static_cast<int>(mask), static_cast<int>(mode), static_cast<int>(compute),
+                              static_cast<double>(job.eps), static_cast<long long>(errors));
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(plain_operands_are_the_definition_for_every_bf16_pattern) {
+  for (Isa isa : vector_isas()) {
+    for (DType dtype : {DType::BF16, DType::F16, DType::BF16T8}) {
+      Tensor t;
+      t.data.resize(32768);
+      t.tail.resize(65536);
+      for (int i = 0; i < 65536; ++i) {
+        reinterpret_cast<uint16_t*>(t.data.data())[i] = static_cast<uint16_t>(i);
+        t.tail[static_cast<size_t>(i)] = static_cast<int8_t>(i * 37);
+      }
+      t.view = {t.data.data(), t.tail.data(), dtype, 64, 1024, 5, false};
+      OperandJob job{t.view, {}, OperandMode::nearest, Compute::bf16, 0};
+      CHECK(produce_errors(kernels_for(isa), job, 0, 64, true, true) == 0);
+      job.compute = Compute::f32;
+      CHECK(produce_errors(kernels_for(isa), job, 0, 64, true, true) == 0);
+    }
+  }
+}
+
+TEST(updates_are_the_definition_bit_for_bit) {
+  for (Isa isa : vector_isas()) {
+    std::mt19937 random(2);
+    for (int64_t cols : kCols) {
+      const int64_t rows = 4 + (cols < 100 ? 2500 / cols : 0);
+      for (DType dtype : {DType::F32, DType::BF16, DType::BF16T8}) {
+        for (NoiseKind noise : kNoises) {
+          for (MaskKind mask : kMasks) {
+            Tensor t = make_tensor(random, dtype, rows, cols);
+            const float c[] = {1e-4f, -0.3f, 1e-6f, 0.0f, 2.5f};
+            UpdateJob job{t.view, make_direction(random, noise, mask, t.view.tensor_id), 0, 1, c};
+            job.decay = random() % 2 ? 0.0f : 0.01f;
+            job.n_queries = random() % 2 ? 1 : static_cast<int>(random() % 6);
+            const int64_t n_rows = 1 + random() % rows, row0 = random() % (rows - n_rows + 1);
+            Tensor want = t;
+            want.view.data = want.data.data();
+            want.view.tail = want.tail.data();
+            UpdateJob expected = job;
+            expected.w = want.view;
+            for (int64_t e = row0 * cols; e < (row0 + n_rows) * cols; ++e) update_at(expected, e);
+            kernels_for(isa).apply_update(job, row0, n_rows);
+            CHECK(t == want);  // the rows around the range and the guards too
+            if (!(t == want))
+              std::printf("    %s cols %lld dtype %s noise %d mask %d queries %d decay %g\n", isa_name(isa),
+                          static_cast<long long>(cols), dtype_name(dtype), static_cast<int>(noise),
+                          static_cast<int>(mask), job.n_queries, static_cast<double>(job.decay));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(decode_is_the_definition_for_every_pattern) {
+  for (Isa isa : vector_isas()) {
+    for (DType dtype : kDTypes) {
+      std::vector<uint32_t> data(65536 + 3);
+      std::vector<int8_t> tail(65536 + 3);
+      std::mt19937 random(3);
+      for (size_t i = 0; i < data.size(); ++i) {
+        if (dtype == DType::F32)
+          data[i] = random();
+        else
+          reinterpret_cast<uint16_t*>(data.data())[i] = static_cast<uint16_t>(i);
+        tail[i] = static_cast<int8_t>(random());
+      }
+      const WeightView w{data.data(), tail.data(), dtype, 1, 65536 + 3, 1, false};
+      std::vector<float> out(65536 + 3, -7.0f);
+      kernels_for(isa).decode(w, 1, 65536 + 1, out.data());
+      int64_t errors = 0;
+      for (int64_t i = 0; i < 65536 + 1; ++i) errors += f32_bits(out[static_cast<size_t>(i)]) != f32_bits(decode_at(w, i + 1));
+      CHECK(errors == 0);
+      CHECK(out[65536 + 1] == -7.0f);
+    }
+  }
+}
+
+TEST(noise_is_the_definition_at_ragged_and_far_places) {
+  for (Isa isa : vector_isas()) {
+    std::mt19937 random(4);
+    const int64_t far[] = {0, 2040, int64_t{1} << 32, (int64_t{1} << 36) - 100, (int64_t{1} << 40) + 777, (int64_t{1} << 41) + 5};
+    for (NoiseKind kind : kNoises) {
+      for (int64_t at : far) {
+        for (int i = 0; i < 6; ++i) {
+          const TensorDirection d = make_direction(random, kind, MaskKind::all, below(random, kMaxTensorId + 1));
+          const int64_t e0 = at + random() % 4100, n = 1 + random() % 5000;
+          std::vector<float> out(static_cast<size_t>(n) + 1, -7.0f);
+          kernels_for(isa).noise(d, e0, n, out.data());
+          int64_t errors = 0;
+          for (int64_t e = 0; e < n; ++e)
+            errors += f32_bits(out[static_cast<size_t>(e)]) != f32_bits(z_at(d, static_cast<uint64_t>(e0 + e)));
+          CHECK(errors == 0);
+          CHECK(out[static_cast<size_t>(n)] == -7.0f);
+        }
+      }
+    }
+  }
+}
+
+TEST_MAIN()
