@@ -94,7 +94,16 @@ def test_tokenizer_equals_transformers(folder, gguf_file, reviews):
     ours = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
     texts = [r["text"] for r in reviews if r["source"] == "rotten_tomatoes"]
     texts += [r["text"] for r in reviews if r["source"] == "imdb"][::12]
-    texts += ["", " ", "  two  spaces ", "<|im_start|>user\nhi<|im_end|>\n", "<|endoftext|>a", "tab\tnew\n\nline", "\u00e9\u4e2d\U0001f600", "it's 1234 o'clock"]
+    texts += [
+        "",
+        " ",
+        "  two  spaces ",
+        "<|im_start|>user\nhi<|im_end|>\n",
+        "<|endoftext|>a",
+        "tab\tnew\n\nline",
+        "\u00e9\u4e2d\U0001f600",
+        "it's 1234 o'clock",
+    ]
     texts = [t for t in texts if all(c.isascii() or not c.isnumeric() for c in t)]
     assert len(texts) > 10_000
     got = [e.ids for e in ours.encode_batch(texts, add_special_tokens=True)]

@@ -84,4 +84,6 @@ def test_without_matplotlib_one_clear_line(tmp_path):
     code = f"import sys; sys.modules['matplotlib'] = None; from pysmezo import _draw; sys.exit(_draw.main([{str(tmp_path)!r}, 'x.png']))"
     done = subprocess.run([sys.executable, "-c", code], env=data.child_environment(), capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["ArgumentError: [report] the package matplotlib is not installed, expected it: pip install matplotlib"]
+    assert done.stderr.splitlines() == [
+        "ArgumentError: [report] the package matplotlib is not installed, expected it: pip install matplotlib"
+    ]

@@ -1,6 +1,7 @@
-// The rate of the product verb against the machine's peak, measured in the same run: the peak is a loop of the very instruction on
-// registers alone. One JSON line per shape. Shapes are those of SmolLM2-135M and of a 7B llama; operands lie in a strip of 32 rows that
-// each thread uses again, as the producer leaves them in cache; activations are streamed.
+// The rate of the product verb against the machine's peak, measured in the same run: the peak is a loop of
+// the very instruction on registers alone. One JSON line per shape. Shapes are those of SmolLM2-135M and of a
+// 7B llama; operands lie in a strip of 32 rows that each thread uses again, as the producer leaves them in
+// cache; activations are streamed.
 //
 //   gemm_bench [isa=<name>] [compute=bf16|f32] [k=<K>] [t=<T>] [threads=<n>]     (each filters)
 #include <algorithm>
@@ -38,15 +39,17 @@ double best_s(int n, F&& f) {
 constexpr int kLoops = 50000;
 
 #if defined(__x86_64__)
-#define CLOBBER "ecx", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm14", "xmm15"
-#define TEN(op, r, d)                                                                               \
-  op " %%" r "15,%%" r "14,%%" r d "0\n" op " %%" r "15,%%" r "14,%%" r d "1\n" op " %%" r "15,%%" r "14,%%" r d "2\n" \
-  op " %%" r "15,%%" r "14,%%" r d "3\n" op " %%" r "15,%%" r "14,%%" r d "4\n" op " %%" r "15,%%" r "14,%%" r d "5\n" \
-  op " %%" r "15,%%" r "14,%%" r d "6\n" op " %%" r "15,%%" r "14,%%" r d "7\n" op " %%" r "15,%%" r "14,%%" r d "8\n" \
-  op " %%" r "15,%%" r "14,%%" r d "9\n"
-#define TEN_CHAINS(op, r)                                                                                    \
-  asm volatile("vpxor %%xmm14,%%xmm14,%%xmm14\n vpxor %%xmm15,%%xmm15,%%xmm15\n mov %0,%%ecx\n1:\n"          \
-               TEN(op, r, "") "dec %%ecx\n jnz 1b\n vzeroupper\n" ::"i"(kLoops) : CLOBBER)
+#define CLOBBER \
+  "ecx", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm14", "xmm15"
+#define TEN(op, r, d)                                                                                   \
+  op " %%" r "15,%%" r "14,%%" r d "0\n" op " %%" r "15,%%" r "14,%%" r d "1\n" op " %%" r "15,%%" r    \
+     "14,%%" r d "2\n" op " %%" r "15,%%" r "14,%%" r d "3\n" op " %%" r "15,%%" r "14,%%" r d "4\n" op \
+     " %%" r "15,%%" r "14,%%" r d "5\n" op " %%" r "15,%%" r "14,%%" r d "6\n" op " %%" r "15,%%" r    \
+     "14,%%" r d "7\n" op " %%" r "15,%%" r "14,%%" r d "8\n" op " %%" r "15,%%" r "14,%%" r d "9\n"
+#define TEN_CHAINS(op, r)                                                                                \
+  asm volatile("vpxor %%xmm14,%%xmm14,%%xmm14\n vpxor %%xmm15,%%xmm15,%%xmm15\n mov %0,%%ecx\n1:\n" TEN( \
+                   op, r, "") "dec %%ecx\n jnz 1b\n vzeroupper\n" ::"i"(kLoops)                          \
+               : CLOBBER)
 
 // Flops of one peak loop of this instruction set, which is run; 0: no loop for it.
 double run_peak(const std::string& numerics, Compute compute) {
@@ -54,11 +57,13 @@ double run_peak(const std::string& numerics, Compute compute) {
   if (numerics == "amx" && pairs) {
     alignas(64) uint8_t config[64] = {1};
     for (int i = 0; i < 8; ++i) config[16 + 2 * i] = 64, config[48 + i] = 16;
-    asm volatile("ldtilecfg %1\n mov %0,%%ecx\n1:\n"
-                 "tdpbf16ps %%tmm7,%%tmm6,%%tmm0\n tdpbf16ps %%tmm7,%%tmm6,%%tmm1\n"
-                 "tdpbf16ps %%tmm7,%%tmm6,%%tmm2\n tdpbf16ps %%tmm7,%%tmm6,%%tmm3\n"
-                 "dec %%ecx\n jnz 1b\n tilerelease\n" ::"i"(kLoops), "m"(config)
-                 : "ecx");
+    asm volatile(
+        "ldtilecfg %1\n mov %0,%%ecx\n1:\n"
+        "tdpbf16ps %%tmm7,%%tmm6,%%tmm0\n tdpbf16ps %%tmm7,%%tmm6,%%tmm1\n"
+        "tdpbf16ps %%tmm7,%%tmm6,%%tmm2\n tdpbf16ps %%tmm7,%%tmm6,%%tmm3\n"
+        "dec %%ecx\n jnz 1b\n tilerelease\n" ::"i"(kLoops),
+        "m"(config)
+        : "ecx");
     return 4.0 * kLoops * 16 * 16 * 64;
   }
   if ((numerics == "amx" || numerics == "avx512-bf16") && pairs) {
@@ -95,7 +100,8 @@ struct Shape {
 constexpr Shape kShapes[] = {{576, 576},   {576, 1536},   {1536, 576},  {576, 192},
                              {4096, 4096}, {4096, 11008}, {11008, 4096}};
 constexpr int64_t kStripRows = 32;
-constexpr double kEnoughFlops = 2e8;  // of one repetition and thread: short enough that another process seldom cuts in
+constexpr double kEnoughFlops =
+    2e8;  // of one repetition and thread: short enough that another process seldom cuts in
 
 std::map<std::string, std::string> filters;
 bool wanted(const char* key, const std::string& value) {
@@ -111,27 +117,32 @@ void bench(Isa isa, Compute compute, Shape shape, int64_t t, int n_threads) {
   const int64_t strip_bytes = (kStripRows * ld * 4 + 63) / 64 * 64;
   Buffer strips(strip_bytes * n_threads), packed(kernels.packed_bytes(compute, shape.k, n_panels));
   const double strip_flops = 2.0 * kStripRows * static_cast<double>(shape.k * t);
-  const int64_t few = std::max<int64_t>(n_threads, static_cast<int64_t>(kEnoughFlops * n_threads / strip_flops));
+  const int64_t few =
+      std::max<int64_t>(n_threads, static_cast<int64_t>(kEnoughFlops * n_threads / strip_flops));
   const int64_t n_strips = std::min(shape.n / kStripRows, few / n_threads * n_threads);
   const int repeats = std::max(1, static_cast<int>(few / n_strips));
   Buffer c(n_strips * kStripRows * t * 4);
   double peak_flops = 0;
-  const auto peak = [&] { pool.run(n_threads, [&](int64_t, int) { peak_flops = run_peak(numerics, compute); }); };
+  const auto peak = [&] {
+    pool.run(n_threads, [&](int64_t, int) { peak_flops = run_peak(numerics, compute); });
+  };
   const auto multiply = [&] {
     for (int i = 0; i < repeats; ++i)
       pool.run(n_strips, [&](int64_t s, int thread) {
-        kernels.gemm(compute, static_cast<char*>(strips.p) + strip_bytes * thread, kStripRows, shape.k, packed.p, n_panels,
-                     1.0f, Epilogue::store, static_cast<float*>(c.p) + s * kStripRows * t, t);
+        kernels.gemm(compute, static_cast<char*>(strips.p) + strip_bytes * thread, kStripRows, shape.k,
+                     packed.p, n_panels, 1.0f, Epilogue::store, static_cast<float*>(c.p) + s * kStripRows * t,
+                     t);
       });
   };
   const double peak_s = best_s(9, peak), gemm_s = best_s(25, multiply) / repeats;
   const double rate = strip_flops * static_cast<double>(n_strips) / gemm_s / 1e9;
   const double top = n_threads * peak_flops / peak_s / 1e9;
   std::printf(
-      "{\"bench\": \"gemm\", \"isa\": \"%s\", \"compute\": \"%s\", \"k\": %d, \"n\": %d, \"t\": %d, \"threads\": %d, "
+      "{\"bench\": \"gemm\", \"isa\": \"%s\", \"compute\": \"%s\", \"k\": %d, \"n\": %d, \"t\": %d, "
+      "\"threads\": %d, "
       "\"gflops\": %.1f, \"peak_gflops\": %.1f, \"fraction\": %.3f}\n",
-      numerics.c_str(), compute == Compute::bf16 ? "bf16" : "f32", static_cast<int>(shape.k), static_cast<int>(shape.n),
-      static_cast<int>(t), n_threads, rate, top, top > 0 ? rate / top : 0.0);
+      numerics.c_str(), compute == Compute::bf16 ? "bf16" : "f32", static_cast<int>(shape.k),
+      static_cast<int>(shape.n), static_cast<int>(t), n_threads, rate, top, top > 0 ? rate / top : 0.0);
   std::fflush(stdout);
 }
 
@@ -142,7 +153,9 @@ int main(int argc, char** argv) {
     const std::string arg = argv[i];
     const size_t eq = arg.find('=');
     if (eq == std::string::npos) {
-      std::fprintf(stderr, "[gemm_bench] '%s', expected key=value with key one of isa, compute, k, t, threads\n", argv[i]);
+      std::fprintf(stderr,
+                   "[gemm_bench] '%s', expected key=value with key one of isa, compute, k, t, threads\n",
+                   argv[i]);
       return 2;
     }
     filters[arg.substr(0, eq)] = arg.substr(eq + 1);

@@ -47,7 +47,7 @@ class Safetensors {
 
   const uint8_t* data(const TensorEntry& t) const {
     return shards_[t.shard].map.data() + t.offset;
-  }                                                                                      // mapped read-only
+  }  // mapped read-only
   void read(const TensorEntry& t, int64_t first_byte, int64_t n_bytes, void* to) const;  // pread; IoError
   void dont_need(const TensorEntry& t, int64_t first_byte, int64_t n_bytes) const;
 

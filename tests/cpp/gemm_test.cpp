@@ -1,5 +1,6 @@
-// The product of strips and packed activations, every instruction set and the emulated AMX tiles, against a plain loop in double
-// precision; and that an element's bits depend on nothing but its row and its column (I12).
+// The product of strips and packed activations, every instruction set and the emulated AMX tiles, against a
+// plain loop in double precision; and that an element's bits depend on nothing but its row and its column
+// (I12).
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -41,10 +42,10 @@ using namespace smezo;
 
 struct Multiplier {
   std::string name;
-  std::function<DType(Compute)> dtype;
-  std::function<int64_t(Compute, int64_t)> ld;
-  std::function<int64_t(Compute, int64_t, int64_t)> packed_bytes;
-  decltype(Kernels::pack) pack;  // null: packed here
+  decltype(Kernels::operand_dtype) dtype;
+  decltype(Kernels::operand_ld) ld;
+  decltype(Kernels::packed_bytes) packed_bytes;
+  decltype(Kernels::pack) pack;
   decltype(Kernels::gemm) gemm;
   bool emulated = false;
 };
@@ -63,27 +64,44 @@ float bf16_value(uint16_t h) {
   return x;
 }
 
-void emulated_pack(Compute, const float* x, int64_t ld, int64_t k, int64_t panel0, int64_t n_panels, void* packed) {
+int64_t amx_ld([[maybe_unused]] int64_t k) {
+#if defined(__x86_64__)
+  return amx_kernels()->operand_ld(Compute::bf16, k);
+#else
+  return padded(k);
+#endif
+}
+
+void emulated_pack(Compute, const float* x, int64_t ld, int64_t k, int64_t panel0, int64_t n_panels,
+                   void* packed) {
   uint16_t* out = static_cast<uint16_t*>(packed);
   for (int64_t p = panel0; p < panel0 + n_panels; ++p)
     for (int64_t i = 0; i < padded(k); ++i)
       for (int64_t t = 0; t < 16; ++t)
-        out[((p * padded(k) + i / 2 * 2) * 16) + t * 2 + i % 2] = i < k ? bf16_bits(x[i * ld + p * 16 + t]) : 0;
+        out[((p * padded(k) + i / 2 * 2) * 16) + t * 2 + i % 2] =
+            i < k ? bf16_bits(x[i * ld + p * 16 + t]) : 0;
 }
-void emulated_gemm(Compute, const void* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
-                   float alpha, Epilogue epilogue, float* c, int64_t ldc) {
-  amx_emulated::multiply_tiles<amx_emulated::EmulatedTiles>(static_cast<const uint16_t*>(strip), padded(k), n_rows, k,
-                                                            static_cast<const uint16_t*>(packed), n_panels, alpha,
-                                                            epilogue, c, ldc);
+template <int64_t (*ld)(int64_t)>
+void emulated_gemm(Compute, const void* strip, int64_t n_rows, int64_t k, const void* packed,
+                   int64_t n_panels, float alpha, Epilogue epilogue, float* c, int64_t ldc) {
+  amx_emulated::multiply_tiles<amx_emulated::EmulatedTiles>(static_cast<const uint16_t*>(strip), ld(k),
+                                                            n_rows, k, static_cast<const uint16_t*>(packed),
+                                                            n_panels, alpha, epilogue, c, ldc);
 }
 
 std::vector<Multiplier> multipliers() {
   std::vector<Multiplier> all;
-  for (const auto& t : smezo_test::runnable_tables())
-    all.push_back({t.name, t.kernels->operand_dtype, t.kernels->operand_ld, t.kernels->packed_bytes, t.kernels->pack,
-                   t.kernels->gemm});
-  all.push_back({"amx emulated", [](Compute) { return DType::BF16; }, [](Compute, int64_t k) { return padded(k); },
-                 [](Compute, int64_t k, int64_t n) { return padded(k) * n * 32; }, emulated_pack, emulated_gemm, true});
+  const auto add = [&](const std::string& name, const Kernels& k, decltype(Kernels::gemm) gemm,
+                       bool emulated) {
+    all.push_back({name, k.operand_dtype, k.operand_ld, k.packed_bytes, k.pack, gemm, emulated});
+  };
+  for (const auto& t : smezo_test::runnable_tables()) add(t.name, *t.kernels, t.kernels->gemm, false);
+  all.push_back({"amx emulated", [](Compute) { return DType::BF16; },
+                 [](Compute, int64_t k) { return padded(k); },
+                 [](Compute, int64_t k, int64_t n) { return padded(k) * n * 32; }, emulated_pack,
+                 emulated_gemm<padded>, true});
+  for (const auto& t : smezo_test::tables_but_products())
+    if (t.name == "amx") add("amx emulated, own packing", *t.kernels, emulated_gemm<amx_ld>, true);
   return all;
 }
 
@@ -98,10 +116,19 @@ struct Aligned {  // 64-byte aligned, exactly n bytes
 };
 
 struct Problem {
-  Problem(const Multiplier& m, Compute compute, int64_t n_rows, int64_t k, int64_t n_panels, std::mt19937& random)
-      : m(m), compute(compute), n_rows(n_rows), k(k), n_panels(n_panels), t(n_panels * 16), ld(m.ld(compute, k)),
-        a(static_cast<size_t>(n_rows * k)), x(static_cast<size_t>(k * (t + 16))),
-        element_bytes(m.dtype(compute) == DType::BF16 ? 2 : 4), strip(n_rows * ld * element_bytes),
+  Problem(const Multiplier& m, Compute compute, int64_t n_rows, int64_t k, int64_t n_panels,
+          std::mt19937& random)
+      : m(m),
+        compute(compute),
+        n_rows(n_rows),
+        k(k),
+        n_panels(n_panels),
+        t(n_panels * 16),
+        ld(m.ld(compute, k)),
+        a(static_cast<size_t>(n_rows * k)),
+        x(static_cast<size_t>(k * (t + 16))),
+        element_bytes(m.dtype(compute) == DType::BF16 ? 2 : 4),
+        strip(n_rows * ld * element_bytes),
         packed(m.packed_bytes(compute, k, n_panels)) {
     std::normal_distribution<float> normal;
     for (float& v : a) v = normal(random);
@@ -122,10 +149,11 @@ struct Problem {
       for (float& v : x) v = bf16_value(bf16_bits(v));
   }
   // Rows [row0, row0 + rows) by panels [panel0, panel0 + panels) into c.
-  void multiply(int64_t row0, int64_t rows, int64_t panel0, int64_t panels, float alpha, Epilogue epilogue, float* c,
-                int64_t ldc) const {
+  void multiply(int64_t row0, int64_t rows, int64_t panel0, int64_t panels, float alpha, Epilogue epilogue,
+                float* c, int64_t ldc) const {
     m.gemm(compute, static_cast<char*>(strip.p) + row0 * ld * element_bytes, rows, k,
-           static_cast<char*>(packed.p) + panel0 * m.packed_bytes(compute, k, 1), panels, alpha, epilogue, c, ldc);
+           static_cast<char*>(packed.p) + panel0 * m.packed_bytes(compute, k, 1), panels, alpha, epilogue, c,
+           ldc);
   }
 
   const Multiplier& m;
@@ -187,7 +215,8 @@ void one_problem(const Multiplier& m, Compute compute, int64_t n_rows, int64_t k
         if (epilogue == Epilogue::add) expected = 0.75f + expected;
         if (!same(expected, part[static_cast<size_t>(r * panels * 16 + t)])) ++different;
       }
-    if (different != 0) std::printf("  %s: %d elements changed with their block\n", m.name.c_str(), different);
+    if (different != 0)
+      std::printf("  %s: %d elements changed with their block\n", m.name.c_str(), different);
     CHECK(different == 0);
   }
 }
@@ -211,7 +240,8 @@ TEST(sums_longer_than_a_block_of_k) {
   for (const Multiplier& m : multipliers())
     for (Compute compute : {Compute::bf16, Compute::f32}) {
       if (m.emulated) continue;
-      for (int64_t k : {1024, 1025, 2049, 3333}) one_problem(m, compute, 1 + random() % 60, k, 1 + random() % 5, random);
+      for (int64_t k : {1024, 1025, 2049, 3333})
+        one_problem(m, compute, 1 + random() % 60, k, 1 + random() % 5, random);
     }
 }
 

@@ -204,6 +204,27 @@ TEST(unsynced_record_lost_before_a_kept_one_is_a_tail) {
   CHECK(dropped == bytes_of(5) + bytes_of(6) + bytes_of(7));
 }
 
+// Only the chain tells: the record that follows is intact and promises nothing about the one that is gone.
+TEST(a_record_after_a_missing_one_is_not_taken) {
+  CrashSimulator disk(1);
+  write_records("j", 8, 4);
+  auto& b = disk.bytes("j");
+  const int64_t at = static_cast<int64_t>(b.size()) - (bytes_of(5) + bytes_of(6) + bytes_of(7));
+  b.erase(b.begin() + at, b.begin() + at + bytes_of(5));
+  CHECK(count("j") == 5);
+}
+
+// A process that died left records in the page cache; who opens the journal builds on them, so they must be
+// kept.
+TEST(I2_open_syncs_what_it_found) {
+  CrashSimulator disk(3);
+  write_records("j", 5, 100);
+  const int64_t n = Journal::open("j").n_synced();
+  CHECK(n == 5);
+  disk.reboot();
+  CHECK(count("j") == 5);
+}
+
 TEST(records_of_another_journal_are_not_taken) {
   CrashSimulator disk(1);
   write_records("a", 4);

@@ -24,4 +24,15 @@ inline std::vector<Table> runnable_tables() {
   return tables;
 }
 
+// The same for tests of everything but the product: without its tiles the amx table needs no more than
+// avx512-bf16 has.
+inline std::vector<Table> tables_but_products() {
+  std::vector<Table> tables = runnable_tables();
+#if defined(__x86_64__)
+  const smezo::CpuFeatures& f = smezo::cpu_features();
+  if (f.avx512 && f.avx512_bf16 && !f.amx_bf16) tables.push_back({"amx", smezo::amx_kernels()});
+#endif
+  return tables;
+}
+
 }  // namespace smezo_test

@@ -1,17 +1,20 @@
-// Everything between the products of a branch but attention: normalisation, rotary positions, the gated unit, log-sum-exp. Included
-// inside the namespace of an instruction set, after vec.h.
+// Everything between the products of a branch but attention: normalisation, rotary positions, the gated unit,
+// log-sum-exp. Included inside the namespace of an instruction set, after vec.h.
 //
-// A lane is a token and sums run over features (or rows) in increasing order, so which tokens share a vector changes nothing (I12).
+// A lane is a token and sums run over features (or rows) in increasing order, so which tokens share a vector
+// changes nothing (I12).
 
-// e^x to about 1 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by a polynomial of relative error 3e-9 (weighted least squares on
-// Chebyshev points), 2^n by adding to the exponent. Below the smallest normal number: 0. Above the largest: it saturates near
-// 3.4e38. A NaN stays one (min and max return their second operand then).
+// e^x to about 1 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by a polynomial of relative error 3e-9
+// (weighted least squares on Chebyshev points), 2^n by adding to the exponent. Below the smallest normal
+// number: 0. Above the largest: it saturates near 3.4e38. A NaN stays one (min and max return their second
+// operand then).
 SMEZO_VEC F16 exp(F16 x) {
   const F16 tiny = set1(-87.3365402f);
   const F16 y = min(set1(88.7228317f), max(tiny, x));
   const U16 n = f_to_i32(y * set1(1.44269502f));
   const F16 nf = i32_to_f(n);
-  const F16 r = fnma(nf, set1(-2.12194440e-4f), fnma(nf, set1(0.693359375f), y));  // ln 2 in two pieces, the first exact in 9 bits
+  const F16 r = fnma(nf, set1(-2.12194440e-4f),
+                     fnma(nf, set1(0.693359375f), y));  // ln 2 in two pieces, the first exact in 9 bits
   F16 e = set1(1.38144661e-3f);
   e = fma(e, r, set1(8.36878084e-3f));
   e = fma(e, r, set1(4.16683927e-2f));
@@ -50,8 +53,7 @@ SMEZO_VEC void rms_scales(const float* x, int64_t ld, int64_t d, float eps, int 
       sum[p] = s;
     }
   }
-  for (int p = 0; p < n; ++p)
-    scale[p] = set1(1.0f) / sqrt(sum[p] / set1(static_cast<float>(d)) + set1(eps));
+  for (int p = 0; p < n; ++p) scale[p] = set1(1.0f) / sqrt(sum[p] / set1(static_cast<float>(d)) + set1(eps));
 }
 
 static void rms_norm(const float* x, int64_t ld, int64_t d, const float* gain, float eps, int64_t panel0,

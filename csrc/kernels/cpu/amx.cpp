@@ -1,6 +1,7 @@
 // AMX: bf16 products on tiles, everything else as AVX-512.
-#include <cstring>
 #include <immintrin.h>
+
+#include <cstring>
 
 #include "kernels/tables.h"
 #include "noise/normal.h"

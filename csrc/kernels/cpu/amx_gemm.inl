@@ -1,12 +1,12 @@
-// The product of bf16 operands on AMX tiles: 32 rows by 2 panels at a time, k in steps of 32. Included after amx_tile.h and gemm.inl
-// inside the namespace of an instruction set.
+// The product of bf16 operands on AMX tiles: 32 rows by 2 panels at a time, k in steps of 32. Included after
+// amx_tile.h and gemm.inl inside the namespace of an instruction set.
 //
-// A packed panel [k / 2][16 tokens][2] is a column of B tiles as it lies, and 16 rows of a strip are a column of A tiles. Rows
-// that fill no tile get a configuration with fewer rows, so nothing outside the strip is read. A row of C sums its own row of A in the same
-// order whatever the tile's height (I12).
+// A packed panel [k / 2][16 tokens][2] is a column of B tiles as it lies, and 16 rows of a strip are a column
+// of A tiles. Rows that fill no tile get a configuration with fewer rows, so nothing outside the strip is
+// read. A row of C sums its own row of A in the same order whatever the tile's height (I12).
 //
-// The configuration is loaded per call and released at its end: another library in this thread may use tiles too, and would find its
-// own gone, or we ours; a released state also spares the context switch 8 KiB.
+// The configuration is loaded per call and released at its end: another library in this thread may use tiles
+// too, and would find its own gone, or we ours; a released state also spares the context switch 8 KiB.
 
 template <class Tiles, bool two_rows, bool two_panels>
 static void tile_block(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t panel_size, int64_t n_steps,
@@ -36,8 +36,9 @@ static void tile_block(const uint16_t* a, int64_t lda, const uint16_t* b, int64_
 }
 
 template <class Tiles>
-static void multiply_tiles(const uint16_t* strip, int64_t lda, int64_t n_rows, int64_t k, const uint16_t* packed,
-                           int64_t n_panels, float alpha, Epilogue epilogue, float* c, int64_t ldc) {
+static void multiply_tiles(const uint16_t* strip, int64_t lda, int64_t n_rows, int64_t k,
+                           const uint16_t* packed, int64_t n_panels, float alpha, Epilogue epilogue, float* c,
+                           int64_t ldc) {
   alignas(64) float sums[32 * 2 * kLanes];
   const int64_t n_steps = (k + 31) / 32, panel_size = n_steps * 32 * kLanes;
   const int64_t whole = n_rows / 32 * 32;

@@ -1,9 +1,10 @@
-// The AMX tile instructions (Intel Architecture Instruction Set Extensions, AMX-TILE and AMX-BF16) behind one small interface, twice: as the
-// machine has them, and emulated in plain C++ from the documented semantics, so that the product around them runs and is tested
-// anywhere. Included inside the namespace of an instruction set.
+// The AMX tile instructions (Intel Architecture Instruction Set Extensions, AMX-TILE and AMX-BF16) behind one
+// small interface, twice: as the machine has them, and emulated in plain C++ from the documented semantics,
+// so that the product around them runs and is tested anywhere. Included inside the namespace of an
+// instruction set.
 //
-// Tiles 0..3 are the sums C00 C01 C10 C11, 4 and 5 the operands A0 A1, 6 and 7 the activations B0 B1. Every row has 64 bytes; A0 (C00, C01) has
-// rows0 rows, A1 (C10, C11) rows1, and the activations 16 rows of pairs.
+// Tiles 0..3 are the sums C00 C01 C10 C11, 4 and 5 the operands A0 A1, 6 and 7 the activations B0 B1. Every
+// row has 64 bytes; A0 (C00, C01) has rows0 rows, A1 (C10, C11) rows1, and the activations 16 rows of pairs.
 #pragma once
 
 struct TileConfig {  // the memory image ldtilecfg reads
@@ -48,8 +49,8 @@ struct HardwareTiles {
 };
 #endif
 
-// TDPBF16PS as documented: even and odd elements have a sum each over the 16 pairs, fused multiply-adds from zero, which are added and
-// then added to C; denormal inputs count as zero, denormal results become zero.
+// TDPBF16PS as documented: even and odd elements have a sum each over the 16 pairs, fused multiply-adds from
+// zero, which are added and then added to C; denormal inputs count as zero, denormal results become zero.
 struct EmulatedTiles {
   struct State {
     TileConfig config;
@@ -73,11 +74,13 @@ struct EmulatedTiles {
   }
   template <int T>
   static void load(const void* p, int64_t stride_bytes) {
-    for (int r = 0; r < rows(T); ++r) memcpy(state().data[T][r], static_cast<const char*>(p) + r * stride_bytes, 64);
+    for (int r = 0; r < rows(T); ++r)
+      memcpy(state().data[T][r], static_cast<const char*>(p) + r * stride_bytes, 64);
   }
   template <int T>
   static void store(void* p, int64_t stride_bytes) {
-    for (int r = 0; r < rows(T); ++r) memcpy(static_cast<char*>(p) + r * stride_bytes, state().data[T][r], 64);
+    for (int r = 0; r < rows(T); ++r)
+      memcpy(static_cast<char*>(p) + r * stride_bytes, state().data[T][r], 64);
   }
   static float bf16(const uint8_t* p) {
     uint16_t h;

@@ -1,19 +1,22 @@
-// Causal attention of one head over one segment: a lane is a query. Included inside the namespace of an instruction set, after
-// activations.inl.
+// Causal attention of one head over one segment: a lane is a query. Included inside the namespace of an
+// instruction set, after activations.inl.
 //
-// Keys are counted from 0 over prefix then segment, queries from the segment's start; blocks of both are cut from there, so a query's
-// result depends on its own segment only, not on where it lies in the packed tokens (I12). Keys and values are first gathered
-// into scratch: that joins prefix and segment, ends every block of keys with zeros, and puts rows apart by something other than a power
-// of two (16 rows of a wide activation would fall into one set of the first cache).
+// Keys are counted from 0 over prefix then segment, queries from the segment's start; blocks of both are cut
+// from there, so a query's result depends on its own segment only, not on where it lies in the packed tokens
+// (I12). Keys and values are first gathered into scratch: that joins prefix and segment, ends every block of
+// keys with zeros, and puts rows apart by something other than a power of two (16 rows of a wide activation
+// would fall into one set of the first cache).
 //
 //   scores  s[j][lane]   one chain over head_dim in order; masked: -inf
 //   p       e^(s - max)  and their sum, keys in order; a masked key adds exactly 0
 //   out     one chain over keys in order, times 1 / sum
 //
-// Scratch: k and v [head_dim][stride], q [head_dim][16], s [keys][16]; keys = n_keys rounded up to 16, stride = keys | 16.
+// Scratch: k and v [head_dim][stride], q [head_dim][16], s [keys][16]; keys = n_keys rounded up to 16, stride
+// = keys | 16.
 
 #if defined(__AVX512F__)
-constexpr int kAttentionBlock = 16;  // sums in registers: keys of a score block, dimensions of an output block
+constexpr int kAttentionBlock =
+    16;  // sums in registers: keys of a score block, dimensions of an output block
 #else
 constexpr int kAttentionBlock = 4;
 #endif
@@ -39,7 +42,8 @@ SMEZO_VEC void gather(const AttentionJob& j, const float* from, int64_t stride, 
 
 // out[i] = sum over n of many[i * many_step + s * one_step] broadcast times lanes[s]: N chains side by side.
 template <int N>
-SMEZO_VEC void chains(const float* lanes, int64_t n, const float* many, int64_t many_step, int64_t one_step, F16* out) {
+SMEZO_VEC void chains(const float* lanes, int64_t n, const float* many, int64_t many_step, int64_t one_step,
+                      F16* out) {
   F16 sum[N];
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) sum[i] = zero_f();
@@ -53,8 +57,8 @@ SMEZO_VEC void chains(const float* lanes, int64_t n, const float* many, int64_t 
 }
 
 template <int N>
-SMEZO_VEC void output_rows(const float* p, int64_t n_keys, const float* v, int64_t stride, F16 scale, float* out,
-                           int64_t ld, int n) {
+SMEZO_VEC void output_rows(const float* p, int64_t n_keys, const float* v, int64_t stride, F16 scale,
+                           float* out, int64_t ld, int n) {
   F16 sum[N];
   chains<N>(p, n_keys, v, stride, 1, sum);
   for (int i = 0; i < N; ++i) store_n(out + i * ld, sum[i] * scale, n);
@@ -88,7 +92,8 @@ static void attention(const AttentionJob& j) {
       const int64_t key0 = begin + b * kAttentionBlock;
       F16 score[kAttentionBlock];
       chains<kAttentionBlock>(q, j.head_dim, k + key0, 1, stride, score);
-      const bool all_seen = key0 + kAttentionBlock <= at + 1 && (window == 0 || key0 + window > at + kLanes - 1);
+      const bool all_seen =
+          key0 + kAttentionBlock <= at + 1 && (window == 0 || key0 + window > at + kLanes - 1);
       for (int i = 0; i < kAttentionBlock; ++i) {
         F16 x = score[i] * set1(j.scale);
         if (!all_seen) {
@@ -112,7 +117,8 @@ static void attention(const AttentionJob& j) {
     float* out = j.out + j.q_head * j.head_dim * j.ld + column;
     int64_t d = 0;
     for (; d + kAttentionBlock <= j.head_dim; d += kAttentionBlock)
-      output_rows<kAttentionBlock>(s, end - begin, v + d * stride + begin, stride, scale, out + d * j.ld, j.ld, n);
+      output_rows<kAttentionBlock>(s, end - begin, v + d * stride + begin, stride, scale, out + d * j.ld,
+                                   j.ld, n);
     for (; d < j.head_dim; ++d)
       output_rows<1>(s, end - begin, v + d * stride + begin, stride, scale, out + d * j.ld, j.ld, n);
   }

@@ -1,6 +1,7 @@
 // AVX2, FMA and F16C: everything in fp32.
-#include <cstring>
 #include <immintrin.h>
+
+#include <cstring>
 
 #include "kernels/tables.h"
 #include "noise/normal.h"

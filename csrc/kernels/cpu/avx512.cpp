@@ -1,6 +1,7 @@
 // AVX-512 without vdpbf16ps: products in fp32, of bf16-rounded values where compute is bf16.
-#include <cstring>
 #include <immintrin.h>
+
+#include <cstring>
 
 #include "kernels/tables.h"
 #include "noise/normal.h"

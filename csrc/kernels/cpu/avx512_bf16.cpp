@@ -1,6 +1,7 @@
 // AVX-512 with vdpbf16ps. Its table has the same name as avx512's; numerics_name tells them apart.
-#include <cstring>
 #include <immintrin.h>
+
+#include <cstring>
 
 #include "kernels/tables.h"
 #include "noise/normal.h"

@@ -1,10 +1,12 @@
-// The register-tiled product of an operand strip and packed activations, written once over vec.h. Included inside the namespace of an
-// instruction set, after vec.h.
+// The register-tiled product of an operand strip and packed activations, written once over vec.h. Included
+// inside the namespace of an instruction set, after vec.h.
 //
-// An output element is one fp32 chain over k in increasing order: sum <- product_step(sum, a[k..], b[k..]). The tile's height and
-// width, the block of k and the panel's place only decide which chains run side by side, never what one does (I12).
+// An output element is one fp32 chain over k in increasing order: sum <- product_step(sum, a[k..], b[k..]).
+// The tile's height and width, the block of k and the panel's place only decide which chains run side by
+// side, never what one does (I12).
 //
-// Layout of a packed activation: [panel][k step][16 tokens][elements of a step]; a step is one k in fp32, a pair in bf16.
+// Layout of a packed activation: [panel][k step][16 tokens][elements of a step]; a step is one k in fp32, a
+// pair in bf16.
 
 // fp32 operands: one fused multiply-add per k.
 struct FloatProduct {
@@ -16,14 +18,16 @@ struct FloatProduct {
 #else
   static constexpr int kRows = 6, kPanels = 1;  // 12 of the 16 ymm registers are sums
 #endif
-  static constexpr int64_t kBlock = 1024;  // elements of k: three panels of a block, and the strip, stay in L2
+  static constexpr int64_t kBlock =
+      1024;  // elements of k: three panels of a block, and the strip, stay in L2
   SMEZO_VEC F16 broadcast(const float* a) { return set1(*a); }
   SMEZO_VEC F16 load_panel(const float* b) { return load(b); }
   SMEZO_VEC F16 product_step(F16 sum, F16 a, F16 b) { return fma(a, b, sum); }
 };
 
 #if defined(__AVX512BF16__)
-// bf16 operands: vdpbf16ps, a pair of k at a time (it flushes denormals and rounds in its own order; that is this set's definition).
+// bf16 operands: vdpbf16ps, a pair of k at a time (it flushes denormals and rounds in its own order; that is
+// this set's definition).
 struct PairProduct {
   using Element = uint16_t;
   using Operand = __m512i;
@@ -42,7 +46,8 @@ struct PairProduct {
 };
 #endif
 
-// Where the sums of a tile come from and go to. Sums of an unfinished k wait in `partial`; finished ones go to c.
+// Where the sums of a tile come from and go to. Sums of an unfinished k wait in `partial`; finished ones go
+// to c.
 struct TileEnd {
   float* partial;  // [rows][ld_partial]
   int64_t ld_partial;
@@ -51,8 +56,8 @@ struct TileEnd {
   int64_t ldc;
   float alpha;
   Epilogue epilogue;
-  // Packed activations the driver wants next: every tile of a block asks for its share while it multiplies, so that the first tile of
-  // the next block does not wait for them alone.
+  // Packed activations the driver wants next: every tile of a block asks for its share while it multiplies,
+  // so that the first tile of the next block does not wait for them alone.
   const char* ahead;
   int64_t ahead_step;  // bytes per step, a fraction of the bytes of a step
 };
@@ -63,8 +68,8 @@ SMEZO_VEC void finish(F16 sum, float alpha, Epilogue epilogue, float* c) {
 }
 
 template <class P>
-using TileFn = void (*)(const typename P::Element* a, int64_t lda, const typename P::Element* b, int64_t panel_size,
-                        int64_t n_steps, const TileEnd& end);
+using TileFn = void (*)(const typename P::Element* a, int64_t lda, const typename P::Element* b,
+                        int64_t panel_size, int64_t n_steps, const TileEnd& end);
 
 template <class P, int R, int N>
 static void tile(const typename P::Element* a, int64_t lda, const typename P::Element* b, int64_t panel_size,
@@ -116,13 +121,14 @@ static TileFn<P> tile_for(int rows, int panels) {
   return nullptr;
 }
 
-// Part i of n items cut into the fewest parts of at most `most`, as even as possible: a thin last tile would wait for its own sums.
+// Part i of n items cut into the fewest parts of at most `most`, as even as possible: a thin last tile would
+// wait for its own sums.
 SMEZO_VEC int64_t part_begin(int64_t i, int64_t n, int64_t n_parts) { return i * n / n_parts; }
 
 template <class P>
 static void gemm_strip(const typename P::Element* strip, int64_t lda, int64_t n_rows, int64_t k,
-                       const typename P::Element* packed, int64_t n_panels, float alpha, Epilogue epilogue, float* c,
-                       int64_t ldc) {
+                       const typename P::Element* packed, int64_t n_panels, float alpha, Epilogue epilogue,
+                       float* c, int64_t ldc) {
   constexpr int64_t kChunk = 8 * P::kRows;  // rows whose unfinished sums fit on the stack
   alignas(64) float partial[kChunk * P::kPanels * kLanes];
   const int64_t n_steps = (k + P::kStep - 1) / P::kStep;
@@ -137,9 +143,11 @@ static void gemm_strip(const typename P::Element* strip, int64_t lda, int64_t n_
       for (int64_t s0 = 0; s0 < n_steps; s0 += kBlockSteps) {
         const int64_t steps = n_steps - s0 < kBlockSteps ? n_steps - s0 : kBlockSteps;
         const auto* now = packed + p0 * panel_size + s0 * P::kStep * kLanes;
-        // The next block of these panels, or the first of the next group; past the very end a prefetch is harmless.
+        // The next block of these panels, or the first of the next group; past the very end a prefetch is
+        // harmless.
         const bool more = s0 + steps < n_steps || row0 + chunk < n_rows;
-        const auto* next = s0 + steps < n_steps ? now + steps * P::kStep * kLanes : packed + (more ? p0 : p0 + np) * panel_size;
+        const auto* next = s0 + steps < n_steps ? now + steps * P::kStep * kLanes
+                                                : packed + (more ? p0 : p0 + np) * panel_size;
         const int64_t ahead_step = 64 / n_tiles;
         for (int64_t t = 0; t < n_tiles; ++t) {
           const int64_t r0 = part_begin(t, chunk, n_tiles), nr = part_begin(t + 1, chunk, n_tiles) - r0;
@@ -153,9 +161,8 @@ static void gemm_strip(const typename P::Element* strip, int64_t lda, int64_t n_
                             epilogue,
                             reinterpret_cast<const char*>(next) + t * ahead_step * steps,
                             ahead_step};
-          tile_for<P>(static_cast<int>(nr), static_cast<int>(np))(strip + (row0 + r0) * lda + s0 * P::kStep, lda,
-                                                                  now,
-                                                                  panel_size, steps, end);
+          tile_for<P>(static_cast<int>(nr), static_cast<int>(np))(strip + (row0 + r0) * lda + s0 * P::kStep,
+                                                                  lda, now, panel_size, steps, end);
         }
       }
     }

@@ -124,7 +124,7 @@ static void fill_gaussian8(const Stream& s, uint64_t e0, int64_t n, float* buffe
     low[i] = static_cast<uint8_t>(kGaussian8[i]);
     high[i] = static_cast<uint8_t>(kGaussian8[i] >> 8);
   }
-  const __m256i sign = _mm256_set1_epi8(-128), no_byte = _mm256_set1_epi32(-1);
+  const __m256i sign = _mm256_set1_epi8(-128);
   const __m256i first_byte = _mm256_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12);
   for_groups<256>(s, e0, n, [&](const Words& w, uint64_t at) {
     float* p = buffer + at;
@@ -133,9 +133,9 @@ static void fill_gaussian8(const Stream& s, uint64_t e0, int64_t n, float* buffe
       const __m256i lo = look_up(low, word), hi = _mm256_or_si256(look_up(high, word), _mm256_and_si256(word, sign));
 #pragma GCC unroll 4
       for (int b = 0; b < 4; ++b) {  // byte b of every word: lo's to byte 2, hi's to byte 3
-        const __m256i from = _mm256_add_epi32(first_byte, _mm256_set1_epi32(b));
-        const __m256i lo_at = _mm256_blend_epi16(_mm256_srli_epi32(no_byte, 16), _mm256_or_si256(_mm256_slli_epi32(from, 16), _mm256_slli_epi32(no_byte, 24)), 0xAA);
-        const __m256i hi_at = _mm256_or_si256(_mm256_slli_epi32(from, 24), _mm256_srli_epi32(no_byte, 8));
+        const __m256i from = _mm256_add_epi32(first_byte, _mm256_set1_epi32(b));  // index bytes of 0x80 give zero
+        const __m256i lo_at = _mm256_or_si256(_mm256_slli_epi32(from, 16), _mm256_set1_epi32(static_cast<int>(0x80008080u)));
+        const __m256i hi_at = _mm256_or_si256(_mm256_slli_epi32(from, 24), _mm256_set1_epi32(0x00808080));
         const __m256i z = _mm256_or_si256(_mm256_shuffle_epi8(lo, lo_at), _mm256_shuffle_epi8(hi, hi_at));
         _mm256_store_ps(p + 64 * (j / 2) + 16 * b + 8 * (j & 1), _mm256_castsi256_ps(z));
       }

@@ -1,6 +1,7 @@
-// Feature-major fp32 -> packed activation (layout in gemm.inl), with whatever makes the values on the way: a plain copy, the
-// normalisation, the gated product. Included inside the namespace of an instruction set, after vec.h; kBf16Operands says whether
-// Compute::bf16 is stored as bf16 pairs (else as bf16-rounded fp32), kStepsMultiple to how many elements of k pairs are padded.
+// Feature-major fp32 -> packed activation (layout in gemm.inl), with whatever makes the values on the way: a
+// plain copy, the normalisation, the gated product. Included inside the namespace of an instruction set,
+// after vec.h; kBf16Operands says whether Compute::bf16 is stored as bf16 pairs (else as bf16-rounded fp32),
+// kStepsMultiple to how many elements of k pairs are padded.
 //
 // Panels are made four at a time: a pass over the features then reads four neighbouring lines of every row.
 
@@ -26,7 +27,8 @@ static int64_t packed_bytes(Compute compute, int64_t k, int64_t n_panels) {
 
 // value(i, p): feature i of panel p (counted from the first of the group, panel `first`), 16 tokens.
 template <class Value>
-SMEZO_VEC void pack_group(Compute compute, int64_t k, int64_t first, int n, void* packed, const Value& value) {
+SMEZO_VEC void pack_group(Compute compute, int64_t k, int64_t first, int n, void* packed,
+                          const Value& value) {
   if (stores_pairs(compute)) {
     const int64_t steps = packed_steps(compute, k) / 2;
     uint32_t* out = static_cast<uint32_t*>(packed) + first * steps * kLanes;
@@ -35,8 +37,7 @@ SMEZO_VEC void pack_group(Compute compute, int64_t k, int64_t first, int n, void
         store(out + (p * steps + s) * kLanes,
               (bf16_high(value(2 * s, p)) >> 16) | (bf16_high(value(2 * s + 1, p)) & set1(0xFFFF0000u)));
     if (k % 2 != 0)
-      for (int p = 0; p < n; ++p)
-        store(out + (p * steps + k / 2) * kLanes, bf16_high(value(k - 1, p)) >> 16);
+      for (int p = 0; p < n; ++p) store(out + (p * steps + k / 2) * kLanes, bf16_high(value(k - 1, p)) >> 16);
     for (int64_t s = (k + 1) / 2; s < steps; ++s)
       for (int p = 0; p < n; ++p) store(out + (p * steps + s) * kLanes, zero_u());
     return;
@@ -62,13 +63,14 @@ static void pack(Compute compute, const float* x, int64_t ld, int64_t k, int64_t
                  void* packed) {
   for_panel_groups(panel0, n_panels, [&](int64_t first, int n) {
     const float* at = x + first * kLanes;
-    pack_group(compute, k, first, n, packed,
-               [&](int64_t i, int p) __attribute__((always_inline)) { return load(at + i * ld + p * kLanes); });
+    pack_group(compute, k, first, n, packed, [&](int64_t i, int p) __attribute__((always_inline)) {
+      return load(at + i * ld + p * kLanes);
+    });
   });
 }
 
-static void silu_mul_pack(Compute compute, const float* gate, const float* up, int64_t ld, int64_t k, int64_t panel0,
-                          int64_t n_panels, void* packed) {
+static void silu_mul_pack(Compute compute, const float* gate, const float* up, int64_t ld, int64_t k,
+                          int64_t panel0, int64_t n_panels, void* packed) {
   for_panel_groups(panel0, n_panels, [&](int64_t first, int n) {
     pack_group(compute, k, first, n, packed, [&](int64_t i, int p) __attribute__((always_inline)) {
       const int64_t at = i * ld + (first + p) * kLanes;
@@ -77,8 +79,8 @@ static void silu_mul_pack(Compute compute, const float* gate, const float* up, i
   });
 }
 
-static void rms_norm_pack(Compute compute, const float* x, int64_t ld, int64_t k, const float* gain, float eps,
-                          int64_t panel0, int64_t n_panels, void* packed) {
+static void rms_norm_pack(Compute compute, const float* x, int64_t ld, int64_t k, const float* gain,
+                          float eps, int64_t panel0, int64_t n_panels, void* packed) {
   for_panel_groups(panel0, n_panels, [&](int64_t first, int n) {
     const float* at = x + first * kLanes;
     F16 scale[kPackGroup];

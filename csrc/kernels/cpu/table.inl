@@ -1,11 +1,14 @@
-// All verbs of one instruction set and the table of them. Included inside `namespace smezo::<set>` after <cstring>, <immintrin.h> and
-// the headers of noise/ and kernels/; the including file says how the set multiplies:
+// All verbs of one instruction set and the table of them. Included inside `namespace smezo::<set>` after
+// <cstring>, <immintrin.h> and the headers of noise/ and kernels/; the including file says how the set
+// multiplies:
 //
 //   kBf16Operands   Compute::bf16 is stored as bf16 pairs (else as bf16-rounded fp32)
 //   kPairPadding    pairs are padded with zeros to a multiple of this many k
-//   Pairs           after this file: a type whose `multiply` is the product of bf16 operands, for table_named; void without kBf16Operands
+//   Pairs           after this file: a type whose `multiply` is the product of bf16 operands, for
+//   table_named; void without kBf16Operands
 //
-// Every set compiles all of it for itself: what several sets shared, the linker would keep once, with one set's instructions.
+// Every set compiles all of it for itself: what several sets shared, the linker would keep once, with one
+// set's instructions.
 
 #include "kernels/cpu/vec.h"
 //
@@ -19,23 +22,23 @@
 #include "kernels/cpu/pack.inl"
 
 static void produce(const OperandJob& job, int64_t row0, int64_t n_rows, void* plus, void* minus) {
-  produce_rows<kBf16Operands ? Strip::bf16 : Strip::bf16_in_f32>(job, operand_ld(job.compute, job.w.cols), row0, n_rows,
-                                                                 plus, minus);
+  produce_rows<kBf16Operands ? Strip::bf16 : Strip::bf16_in_f32>(job, operand_ld(job.compute, job.w.cols),
+                                                                 row0, n_rows, plus, minus);
 }
 
 template <class Pairs>
-static void gemm(Compute compute, const void* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
-                 float alpha, Epilogue epilogue, float* c, int64_t ldc) {
+static void gemm(Compute compute, const void* strip, int64_t n_rows, int64_t k, const void* packed,
+                 int64_t n_panels, float alpha, Epilogue epilogue, float* c, int64_t ldc) {
   const int64_t lda = operand_ld(compute, k);
   if constexpr (kBf16Operands) {
     if (compute == Compute::bf16) {
-      Pairs::multiply(static_cast<const uint16_t*>(strip), lda, n_rows, k, static_cast<const uint16_t*>(packed), n_panels,
-                     alpha, epilogue, c, ldc);
+      Pairs::multiply(static_cast<const uint16_t*>(strip), lda, n_rows, k,
+                      static_cast<const uint16_t*>(packed), n_panels, alpha, epilogue, c, ldc);
       return;
     }
   }
-  gemm_strip<FloatProduct>(static_cast<const float*>(strip), lda, n_rows, k, static_cast<const float*>(packed), n_panels,
-                           alpha, epilogue, c, ldc);
+  gemm_strip<FloatProduct>(static_cast<const float*>(strip), lda, n_rows, k,
+                           static_cast<const float*>(packed), n_panels, alpha, epilogue, c, ldc);
 }
 
 template <class Pairs>

@@ -1,23 +1,35 @@
-// The update verb of kernels.h: one committed record on stored weights. Flat over elements, a window at a time: decode and decay, one pass a
-// query, one rounding. Included after producer.inl inside the namespace of an instruction set.
+// The update verb of kernels.h: one committed record on stored weights. Flat over elements, a window at a time. The last query, the
+// mask and the rounding share one pass over the stored weights; only earlier queries go through a buffer. Included after producer.inl inside
+// the namespace of an instruction set.
 #pragma once
 
-// Elements [at, at + n) of a window buffer are stored elements [e, e + n).
+// A piece of a window: stored elements [e, e + n); the buffers point at the entry of e.
+struct UpdatePiece {
+  int64_t e, n;
+  const float* z;             // of the last query
+  const uint32_t* random;     // rounding bits
+  const uint32_t* mask_bits;  // random mask only
+  float* w;                   // decayed and stepped by the queries before the last; only used where there are some
+};
+
+template <DType dtype, class Lanes>
+SMEZO_VEC F16 decayed(const UpdateJob& job, int64_t e, Lanes lanes) {
+  const F16 w = decode_lanes<dtype>(job.w.data, job.w.tail, e, lanes);
+  // A decay of 0 is left out: it would make NaN of infinite weights and +0 of -0.
+  return job.decay != 0 ? fma(set1(-job.decay), w, w) : w;
+}
+
 template <DType dtype>
-static void start_update(const UpdateJob& job, int64_t e, int64_t n, float* w) {
-  const F16 decay = set1(-job.decay);
-  const bool decays = job.decay != 0;  // otherwise an infinite weight would become a NaN, and -0 would become +0
-  for_lanes(0, n, [&](int64_t i, auto lanes) {
-    const F16 x = decode_lanes<dtype>(job.w.data, job.w.tail, e + i, lanes);
-    store(w + i, decays ? fma(decay, x, x) : x);
-  });
+static void start_update(const UpdateJob& job, const UpdatePiece& p) {
+  for_lanes(0, p.n, [&](int64_t i, auto lanes) { store(p.w + i, decayed<dtype>(job, p.e + i, lanes)); });
 }
 
-SMEZO_VEC void step_query(float c, const float* z, int64_t n, float* w) {
+static void step_query(float c, const UpdatePiece& p) {
   const F16 minus_c = set1(-c);
-  for (int64_t i = 0; i < n; i += 16) store(w + i, fma(minus_c, load(z + i), load(w + i)));
+  for (int64_t i = 0; i < p.n; i += 16) store(p.w + i, fma(minus_c, load(p.z + i), load(p.w + i)));
 }
 
+// Rounded and stored where `in`; the other lanes keep their bits.
 template <DType dtype, class Lanes>
 SMEZO_VEC void encode_lanes(const WeightView& v, int64_t e, F16 x, U16 random, M16 in, Lanes lanes) {
   if constexpr (dtype == DType::F32) {
@@ -27,70 +39,68 @@ SMEZO_VEC void encode_lanes(const WeightView& v, int64_t e, F16 x, U16 random, M
   } else {
     uint16_t* p = static_cast<uint16_t*>(v.data) + e;
     const U16 old = Lanes::all ? load_u16(p) : load_u16_n(p, lanes.n);
-    U16 high, tail;
-    if constexpr (dtype == DType::BF16) {
-      high = bf16_high_stochastic(x, random) >> 16;
-    } else {  // format/split24.h, left-justified in 32 bits
-      const U16 u24 = select(is_nan(x), set1(0x7FC00000u), as_u(x) + random) >> 8;
-      high = (u24 + set1(0x80u)) >> 8;
-      tail = u24 - (high << 8);
-    }
-    high = select(in, high, old);
-    if constexpr (Lanes::all) store_u16(p, high);
-    else store_u16_n(p, high, lanes.n);
+    const U16 sum = bf16_high_stochastic(x, random);
+    // BF16: the high half. BF16T8 (format/split24.h): 24 bits, whose nearest bf16 is the one half and the rest the other.
+    const U16 u24 = sum >> 8;
+    const U16 high = dtype == DType::BF16 ? sum >> 16 : (u24 + set1(0x80u)) >> 8;
     if constexpr (dtype == DType::BF16T8) {
       int8_t* q = v.tail + e;
-      tail = select(in, tail, Lanes::all ? load_i8(q) : load_i8_n(q, lanes.n));
+      const U16 tail = select(in, u24 - (high << 8), Lanes::all ? load_i8(q) : load_i8_n(q, lanes.n));
       if constexpr (Lanes::all) store_i8(q, tail);
       else store_i8_n(q, tail, lanes.n);
     }
+    if constexpr (Lanes::all) store_u16(p, select(in, high, old));
+    else store_u16_n(p, select(in, high, old), lanes.n);
   }
 }
 
 template <DType dtype, MaskKind mask>
-static void finish_update(const UpdateJob& job, int64_t e, int64_t n, const float* w, const uint32_t* random,
-                          const uint32_t* mask_words) {
-  const F16 h = set1(job.dir.mask.h);
+static void finish_update(const UpdateJob& j, const UpdatePiece& piece) {
+  const UpdateJob job = j;  // weights are written through pointers that could alias the arguments
+  const UpdatePiece p = piece;
+  const bool steps = job.n_queries > 0, buffered = job.n_queries > 1;
+  const F16 h = set1(job.dir.mask.h), minus_c = set1(steps ? -job.c[job.n_queries - 1] : 0.0f);
   const U16 keep = set1(job.dir.mask.keep);
-  for_lanes(0, n, [&](int64_t i, auto lanes) {
+  for_lanes(0, p.n, [&](int64_t i, auto lanes) {
     M16 in = first_lanes(16);
-    if constexpr (mask == MaskKind::random) in = less_signed(load(mask_words + i), keep);
+    if constexpr (mask == MaskKind::random) in = less_signed(load(p.mask_bits + i), keep);
     if constexpr (mask == MaskKind::small || mask == MaskKind::large)
-      in = in_selection<mask>(decode_lanes<dtype>(job.w.data, job.w.tail, e + i, lanes), h);
-    encode_lanes<dtype>(job.w, e + i, load(w + i), load(random + i), in, lanes);
+      in = in_selection<mask>(decode_lanes<dtype>(job.w.data, job.w.tail, p.e + i, lanes), h);
+    F16 x = buffered ? load(p.w + i) : decayed<dtype>(job, p.e + i, lanes);
+    if (steps) x = fma(minus_c, load(p.z + i), x);
+    encode_lanes<dtype>(job.w, p.e + i, x, load(p.random + i), in, lanes);
   });
 }
 template <DType dtype>
-static void finish_update(const UpdateJob& job, int64_t e, int64_t n, const float* w, const uint32_t* random,
-                          const uint32_t* mask_words) {
+static void finish_update(const UpdateJob& job, const UpdatePiece& p) {
   switch (job.dir.mask.kind) {
-    case MaskKind::all: return finish_update<dtype, MaskKind::all>(job, e, n, w, random, mask_words);
-    case MaskKind::small: return finish_update<dtype, MaskKind::small>(job, e, n, w, random, mask_words);
-    case MaskKind::large: return finish_update<dtype, MaskKind::large>(job, e, n, w, random, mask_words);
-    case MaskKind::random: return finish_update<dtype, MaskKind::random>(job, e, n, w, random, mask_words);
+    case MaskKind::all: return finish_update<dtype, MaskKind::all>(job, p);
+    case MaskKind::small: return finish_update<dtype, MaskKind::small>(job, p);
+    case MaskKind::large: return finish_update<dtype, MaskKind::large>(job, p);
+    case MaskKind::random: return finish_update<dtype, MaskKind::random>(job, p);
   }
 }
 
 template <DType dtype>
 static void update_as(const UpdateJob& job, int64_t row0, int64_t n_rows) {
   alignas(64) float w[kWindow + kVecLanes], z[kWindow + kVecLanes];
-  alignas(64) uint32_t random[kWindow + kVecLanes], mask_words[kWindow + kVecLanes];
-  Stream rounding = job.dir.stream;
+  alignas(64) uint32_t random[kWindow + kVecLanes], mask_bits[kWindow + kVecLanes];
+  Stream direction = job.dir.stream, rounding = direction;
   rounding.purpose = Purpose::rounding;
   rounding.query = 0;
   for_windows(static_cast<uint64_t>(row0 * job.w.cols), n_rows * job.w.cols, [&](uint64_t e, int64_t n) {
-    const int64_t at = static_cast<int64_t>(e - window_of(e)), e0 = static_cast<int64_t>(e);
-    start_update<dtype>(job, e0, n, w + at);
-    Stream direction = job.dir.stream;
+    const int64_t at = static_cast<int64_t>(e - window_of(e));
+    const UpdatePiece p{static_cast<int64_t>(e), n, z + at, random + at, mask_bits + at, w + at};
+    if (job.n_queries > 1) start_update<dtype>(job, p);
     for (int q = 0; q < job.n_queries; ++q) {
       direction.query = static_cast<uint32_t>(q);
       fill_noise(job.dir.noise, direction, e, n, z);
-      step_query(job.c[q], z + at, n, w + at);
+      if (q + 1 < job.n_queries) step_query(job.c[q], p);
     }
     if (dtype == DType::BF16) fill_bits<16>(rounding, e, n, random);
     if (dtype == DType::BF16T8) fill_bits<8>(rounding, e, n, random);
-    if (job.dir.mask.kind == MaskKind::random) fill_bits<16>(mask_stream(job.dir.stream), e, n, mask_words);
-    finish_update<dtype>(job, e0, n, w + at, random + at, mask_words + at);
+    if (job.dir.mask.kind == MaskKind::random) fill_bits<16>(mask_stream(direction), e, n, mask_bits);
+    finish_update<dtype>(job, p);
   });
 }
 
