@@ -17,12 +17,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vbmi", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
+FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vbmi",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_tile",
+    "amx_bf16",
+)
 
 
 def cache_dir(*parts: str) -> Path:
     """A folder for what a benchmark downloads or makes once; never inside the repository."""
-    root = os.environ.get("PYSMEZO_BENCH_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "pysmezo", "bench")
+    root = os.environ.get("PYSMEZO_BENCH_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "pysmezo", "bench"
+    )
     folder = Path(root).expanduser().joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -57,16 +70,15 @@ def isa() -> str:
         from pysmezo import _core
     except ImportError:
         return "not built"
-    for name in ("isa", "isa_name"):
-        if hasattr(_core, name):
-            return str(getattr(_core, name)())
-    return os.environ.get("SMEZO_ISA", "unknown")
+    return _core.numerics_name()
 
 
 # -------------------------------------------------------------------------------------------------------------------------------- timing
 
 
-def interleave(actions: dict, rounds: int, warmup: int = 1, log=None, give_up_s: float = float("inf")) -> dict[str, list[float]]:
+def interleave(
+    actions: dict, rounds: int, warmup: int = 1, log=None, give_up_s: float = float("inf")
+) -> dict[str, list[float]]:
     """Runs every action once a round, in turn, so that a slow spell of the machine hits all alike; returns seconds by name.
 
     An action may return its own seconds (a child that timed itself); otherwise the call is timed. Stops after the round in which
@@ -92,7 +104,9 @@ def summary(seconds: list[float]) -> dict:
     return {"median_s": statistics.median(seconds), "min_s": min(seconds), "max_s": max(seconds), "n": len(seconds)}
 
 
-def target(name: str, measured: float | None, at_least: float | None = None, at_most: float | None = None, why: str = "") -> dict:
+def target(
+    name: str, measured: float | None, at_least: float | None = None, at_most: float | None = None, why: str = ""
+) -> dict:
     """One line of the target table. measured None: not run, for the reason `why`."""
     words = f"at least {at_least:g}" if at_least is not None else f"at most {at_most:g}"
     if measured is None:
@@ -139,9 +153,16 @@ def finish(name: str, result: dict, as_json: bool) -> None:
         if "not_run" in row:
             print(f"  {label:<58} not run: {row['not_run']}")
         else:
-            print(f"  {label:<58} " + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+            print(
+                f"  {label:<58} "
+                + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            )
     for t in result["targets"]:
-        verdict = f"not run: {t['not_run']}" if t["measured"] is None else f"{t['measured']:.3f}  {'met' if t['met'] else 'MISSED'}"
+        verdict = (
+            f"not run: {t['not_run']}"
+            if t["measured"] is None
+            else f"{t['measured']:.3f}  {'met' if t['met'] else 'MISSED'}"
+        )
         print(f"  {t['name']:<58} {t['target']:<14} {verdict}")
 
 

@@ -25,6 +25,8 @@ from . import common, learning_data, learning_report
 FILE = "learning.jsonl"
 METHODS = ("mezo", "random-mask", "sparse-mezo")
 SPARSITY, BATCH = 0.75, 16
+START_LR = 3e-5
+EPS_FACTS = ("eps", "eps_rms_difference", "eps_agreed")
 TUNE_SEED, TUNE_STEPS, FACTOR, MOST_LRS = 1000, 200, 3.0, 10
 SEEDS, STEPS, LOOK_EVERY = range(5), 600, 100
 
@@ -81,7 +83,15 @@ def open_run(work: Work, method, seed: int, lr, eps, operand: str, run_dir):
     from pysmezo import Runtime
 
     return Runtime.from_pretrained(
-        work.demo / "model", method=method, lr=lr, eps=eps, seed=seed, values="fp32", operand=operand, run_dir=run_dir, sync_every=20
+        work.demo / "model",
+        method=method,
+        lr=lr,
+        eps=eps,
+        seed=seed,
+        values="fp32",
+        operand=operand,
+        run_dir=run_dir,
+        sync_every=20,
     )
 
 
@@ -98,12 +108,18 @@ def density(run, count_now: bool) -> float:
 def diagnose(work: Work, task: str, name: str, noise: str = "gaussian8", operand: str = "nearest") -> dict:
     """Stage 0: eps by agreement of g at eps and 2 eps, tr(H) over 32 probes, what survives operand rounding."""
 
+    from pysmezo import ArgumentError
+
     def make():
         train = work.data(task)["train"]
         batches = train.batches(TUNE_SEED, BATCH)
         with open_run(work, method_of(name, noise), TUNE_SEED, "auto", "auto", operand, None) as run:
-            run.resolve_auto([next(batches) for _ in range(32)])
-            row = {k: run.choices[k] for k in ("eps", "eps_rms_difference", "eps_agreed", "lr", "trace_h", "trace_h_error")}
+            try:
+                run.resolve_auto([next(batches) for _ in range(32)])
+                row = {k: run.choices[k] for k in (*EPS_FACTS, "lr", "trace_h", "trace_h_error")}
+            except ArgumentError as e:  # the curvature is lost in noise: the grid of stage 1 then starts at START_LR
+                row = {k: run.choices[k] for k in EPS_FACTS} | {"lr": START_LR, "trace_h": None, "trace_h_error": None}
+                row["note"] = str(e)
             return row | {"survival": run._engine.surviving_perturbation(row["eps"], 1), "density": density(run, False)}
 
     return work.piece("/".join(["diagnose", task, name, noise, operand]), make)
@@ -116,7 +132,9 @@ def dev_scores(run, dataset) -> dict:
     return {"loss": r.loss, "accuracy": r.accuracy, "auc": r.auc, "accuracy_calibrated": r.accuracy_calibrated}
 
 
-def train(work: Work, key: str, task: str, method, seed: int, lr: float, eps: float, operand: str, steps: int, test: bool) -> dict:
+def train(
+    work: Work, key: str, task: str, method, seed: int, lr: float, eps: float, operand: str, steps: int, test: bool
+) -> dict:
     """One run to its end, from its journal if it began earlier. Looks at dev every LOOK_EVERY steps (rows of their own), and at test once."""
     from pysmezo.trainer import evaluate
 
@@ -128,12 +146,15 @@ def train(work: Work, key: str, task: str, method, seed: int, lr: float, eps: fl
             run._engine.start(lr, eps)
 
         def look() -> None:
-            made = work.piece(f"{key}@{run.step}", lambda: {"step": run.step, "forwards": 2 * run.step, **dev_scores(run, sets["dev"])})
+            made = work.piece(
+                f"{key}@{run.step}",
+                lambda: {"step": run.step, "forwards": 2 * run.step, **dev_scores(run, sets["dev"])},
+            )
             curve.append({k: made[k] for k in ("step", "forwards", "loss", "accuracy", "auc")})
 
         batches = sets["train"].batches(seed, BATCH, run.step)
-        begun = run.step - run.step % LOOK_EVERY
-        curve += [work.done[f"{key}@{s}"] for s in range(0, begun, LOOK_EVERY) if f"{key}@{s}" in work.done]
+        earlier = (f"{key}@{s}" for s in range(0, run.step, LOOK_EVERY))
+        curve += [work.done[k] for k in earlier if k in work.done]
         while run.step < steps:
             if run.step % LOOK_EVERY == 0:
                 look()
@@ -142,14 +163,30 @@ def train(work: Work, key: str, task: str, method, seed: int, lr: float, eps: fl
             if not math.isfinite(losses[-1]):
                 break  # the step was skipped, and so would be every one after it
         look()
-        row = {"method": method.name, "noise": method.noise, "operand": operand, "task": task, "seed": seed, "lr": lr, "eps": eps}
+        row = {
+            "method": method.name,
+            "noise": method.noise,
+            "operand": operand,
+            "task": task,
+            "seed": seed,
+            "lr": lr,
+            "eps": eps,
+        }
         row |= {"steps": run.step, "finite": math.isfinite(curve[-1]["loss"]), "dev_loss": curve[-1]["loss"]}
-        row |= {"dev_accuracy": curve[-1]["accuracy"], "curve": [{k: c[k] for k in ("forwards", "loss", "accuracy", "auc")} for c in curve]}
+        row |= {
+            "dev_accuracy": curve[-1]["accuracy"],
+            "curve": [{k: c[k] for k in ("forwards", "loss", "accuracy", "auc")} for c in curve],
+        }
         row |= {"density_start": density(run, False), "density_end": density(run, method.name == "sparse-mezo")}
         row |= {"survival_end": run._engine.surviving_perturbation(eps, run.step + 1)}
         if test:
             r = evaluate(run, sets["test"], BATCH, calibration=sets["dev"])
-            row |= {"test_loss": r.loss, "test_accuracy": r.accuracy, "test_auc": r.auc, "test_accuracy_calibrated": r.accuracy_calibrated}
+            row |= {
+                "test_loss": r.loss,
+                "test_accuracy": r.accuracy,
+                "test_auc": r.auc,
+                "test_accuracy_calibrated": r.accuracy_calibrated,
+            }
             row |= {"test_n": r.n_examples}
         return row
 
@@ -162,7 +199,9 @@ def tune(work: Work, name: str) -> dict:
     def loss_at(k: int) -> float:
         lr = d["lr"] * FACTOR**k
         key = f"tune/rt/{name}/lr{k:+d}"
-        row = work.piece(key, lambda: train(work, key, "rt", method_of(name), TUNE_SEED, lr, d["eps"], "nearest", TUNE_STEPS, False))
+        row = work.piece(
+            key, lambda: train(work, key, "rt", method_of(name), TUNE_SEED, lr, d["eps"], "nearest", TUNE_STEPS, False)
+        )
         return row["dev_loss"] if row["finite"] else math.inf
 
     for k in (-1, 0, 1, 2):
@@ -186,10 +225,19 @@ def all_stages(work: Work) -> None:
     chosen = {name: work.piece(f"lr/rt/{name}", lambda name=name: tune(work, name)) for name in METHODS}
     for seed in SEEDS:
         for name in METHODS:
-            final(work, f"final/rt/{name}/seed{seed}", "rt", method_of(name), seed, chosen[name]["lr"], chosen[name]["eps"])
+            final(
+                work,
+                f"final/rt/{name}/seed{seed}",
+                "rt",
+                method_of(name),
+                seed,
+                chosen[name]["lr"],
+                chosen[name]["eps"],
+            )
     for name in METHODS:
         there = diagnose(work, "spam", name)
-        lr = chosen[name]["lr"] * chosen[name]["trace_h"] / there["trace_h"]
+        here = chosen[name]["trace_h"]
+        lr = chosen[name]["lr"] * (here / there["trace_h"] if here and there["trace_h"] else 1.0)
         final(work, f"final/spam/{name}/seed0", "spam", method_of(name), 0, lr, there["eps"])
     for name in METHODS:
         c = chosen[name]

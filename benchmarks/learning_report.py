@@ -8,7 +8,12 @@ import statistics
 NAMES = {"mezo": "MeZO", "random-mask": "RandomMask(0.75)", "sparse-mezo": "SparseMeZO(0.75)"}
 # Student's t, 97.5 % point, by degrees of freedom.
 T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-MEASURES = {"test_loss": "cross-entropy", "test_accuracy": "accuracy", "test_auc": "AUC", "test_accuracy_calibrated": "calibrated accuracy"}
+MEASURES = {
+    "test_loss": "cross-entropy",
+    "test_accuracy": "accuracy",
+    "test_auc": "AUC",
+    "test_accuracy_calibrated": "calibrated accuracy",
+}
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -37,7 +42,12 @@ def _head(cells: list[str]) -> list[str]:
 
 
 def _runs(title: str, chosen: list[dict]) -> list[str]:
-    out = ["", title, "", *_head(["run", "lr", "eps", *MEASURES.values(), "surviving perturbation", "density at start, end"])]
+    out = [
+        "",
+        title,
+        "",
+        *_head(["run", "lr", "eps", *MEASURES.values(), "surviving perturbation", "density at start, end"]),
+    ]
     for r in chosen:
         label = f"{NAMES[r['method']]}, {r['noise']}, {r['operand']}, seed {r['seed']}"
         scores = ["-" if r[m] is None else f"{r[m]:.4f}" for m in MEASURES]
@@ -60,12 +70,23 @@ def table(rows: list[dict]) -> str:
     out = [
         "Stage 0: diagnostics",
         "",
-        *_head(["method", "data", "eps", "g at eps and 2 eps differ by", "tr(H)", "lr by it", "surviving perturbation", "density"]),
+        *_head(
+            [
+                "method",
+                "data",
+                "eps",
+                "g at eps and 2 eps differ by",
+                "tr(H)",
+                "lr by it",
+                "surviving perturbation",
+                "density",
+            ]
+        ),
     ]
     for r in rows:
         if r["piece"].startswith("diagnose/"):
             _, task, name, *_ = r["piece"].split("/")
-            trace = f"{r['trace_h']:.4g} +- {r['trace_h_error']:.2g}"
+            trace = f"{r['trace_h']:.4g} +- {r['trace_h_error']:.2g}" if r["trace_h"] else "lost in noise"
             out.append(
                 _line(
                     [
@@ -80,8 +101,15 @@ def table(rows: list[dict]) -> str:
                     ]
                 )
             )
-    out += ["", "Stage 1: dev cross-entropy after 200 steps", "", *_head(["method", "lr", "dev cross-entropy", "dev accuracy"])]
-    for r in sorted((r for r in rows if r["piece"].startswith("tune/") and "dev_loss" in r), key=lambda r: (r["method"], r["lr"])):
+    out += [
+        "",
+        "Stage 1: dev cross-entropy after 200 steps",
+        "",
+        *_head(["method", "lr", "dev cross-entropy", "dev accuracy"]),
+    ]
+    for r in sorted(
+        (r for r in rows if r["piece"].startswith("tune/") and "dev_loss" in r), key=lambda r: (r["method"], r["lr"])
+    ):
         out.append(_line([NAMES[r["method"]], f"{r['lr']:.3g}", f"{r['dev_loss']:.4f}", f"{r['dev_accuracy']:.3f}"]))
     found = finals(rows)
     if not found:
@@ -95,7 +123,12 @@ def table(rows: list[dict]) -> str:
             mean, half = interval([r[m] for r in by_seed.values()])
             cells.append(f"{mean:.4f} +- {half:.4f}")
         out.append(_line([NAMES[name], str(len(by_seed)), *cells]))
-    out += ["", "Paired differences, seed by seed", "", *_head(["difference", "measure", "seeds", "mean", "95 % interval", "reading"])]
+    out += [
+        "",
+        "Paired differences, seed by seed",
+        "",
+        *_head(["difference", "measure", "seeds", "mean", "95 % interval", "reading"]),
+    ]
     for a, b in (("sparse-mezo", "mezo"), ("sparse-mezo", "random-mask"), ("random-mask", "mezo")):
         both = sorted(set(found.get(a, {})) & set(found.get(b, {})))
         if not both:
@@ -103,7 +136,11 @@ def table(rows: list[dict]) -> str:
         for m, label in MEASURES.items():
             mean, half = interval([found[a][s][m] - found[b][s][m] for s in both])
             better = (mean < 0) == (m == "test_loss")
-            reading = "inside its interval: no difference shown" if abs(mean) <= half else f"{NAMES[a if better else b]} better"
+            reading = (
+                "inside its interval: no difference shown"
+                if abs(mean) <= half
+                else f"{NAMES[a if better else b]} better"
+            )
             out.append(
                 _line(
                     [
@@ -138,7 +175,9 @@ def plot(rows: list[dict], path) -> None:
             x = sorted(set.intersection(*(set(c) for c in curves)))
             values = [[c[f] for c in curves] for f in x]
             (drawn,) = axis.plot(x, [statistics.fmean(v) for v in values], label=f"{NAMES[name]} ({len(curves)} seeds)")
-            axis.fill_between(x, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=drawn.get_color())
+            axis.fill_between(
+                x, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=drawn.get_color()
+            )
     for axis, label in zip(axes, ("dev cross-entropy", "dev accuracy"), strict=True):
         axis.set_xlabel("forwards of a batch of 16")
         axis.set_ylabel(label)

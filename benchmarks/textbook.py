@@ -24,7 +24,9 @@ def load_batches(child: common.Child, folder: Path) -> dict[str, str]:
             continue
         examples = batches.demo_examples(folder)
         made = batches.demo_padded(
-            lambda t: child.ask("encode", tokenizer=str(folder / "model" / "tokenizer.json"), texts=t)["ids"], examples, side
+            lambda t: child.ask("encode", tokenizer=str(folder / "model" / "tokenizer.json"), texts=t)["ids"],
+            examples,
+            side,
         )
         child.ask("batch", name=name, **made)
     return missing
@@ -47,8 +49,12 @@ def measure(folder: Path, rounds: int) -> dict:
         actions = {}
         for n in names:
             actions[f"textbook step, {n}"] = lambda n=n: step(n)
-            actions[f"two forwards, body only, {n}"] = lambda n=n: child.ask("forwards", name=n, body_only=True)["seconds"]
-            actions[f"two forwards, with logits, {n}"] = lambda n=n: child.ask("forwards", name=n, body_only=False)["seconds"]
+            actions[f"two forwards, body only, {n}"] = lambda n=n: child.ask("forwards", name=n, body_only=True)[
+                "seconds"
+            ]
+            actions[f"two forwards, with logits, {n}"] = lambda n=n: child.ask("forwards", name=n, body_only=False)[
+                "seconds"
+            ]
         seconds = common.interleave(actions, rounds, log=common.note)
     rows = {k: common.summary(v) for k, v in seconds.items()}
     for n in names:
@@ -60,7 +66,9 @@ def measure(folder: Path, rounds: int) -> dict:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--demo", type=Path, required=True, help="folder with model/ and, for the demo's batches, train.jsonl")
+    p.add_argument(
+        "--demo", type=Path, required=True, help="folder with model/ and, for the demo's batches, train.jsonl"
+    )
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--json", action="store_true")
     a = p.parse_args()

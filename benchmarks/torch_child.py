@@ -45,7 +45,9 @@ def batch(name: str, input_ids: list, attention_mask: list | None = None, labels
 def encode(tokenizer: str, texts: list) -> dict:
     import tokenizers
 
-    return {"ids": [e.ids for e in tokenizers.Tokenizer.from_file(tokenizer).encode_batch(texts, add_special_tokens=False)]}
+    return {
+        "ids": [e.ids for e in tokenizers.Tokenizer.from_file(tokenizer).encode_batch(texts, add_special_tokens=False)]
+    }
 
 
 def normal_pass(seed: int, scale: float) -> None:
@@ -71,7 +73,12 @@ def textbook(name: str, seed: int, eps: float = 1e-3, lr: float = 1e-7) -> dict:
         normal_pass(seed, -lr * g)
         marks.append(time.perf_counter())
     forwards = marks[2] - marks[1] + marks[4] - marks[3]
-    return {"seconds": marks[-1] - marks[0], "forwards_s": forwards, "passes_s": marks[-1] - marks[0] - forwards, "loss": losses[0]}
+    return {
+        "seconds": marks[-1] - marks[0],
+        "forwards_s": forwards,
+        "passes_s": marks[-1] - marks[0] - forwards,
+        "loss": losses[0],
+    }
 
 
 def forwards(name: str, body_only: bool) -> dict:

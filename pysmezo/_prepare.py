@@ -102,7 +102,7 @@ def prepare(folder: str) -> None:
     with open(table, encoding="utf-8", newline="") as f:
         parts = split([r for r in csv.DictReader(f) if r["source"] == SOURCE])
     for name, rows in parts.items():
-        _write(os.path.join(folder, f"{name}.jsonl"), "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+        _write(os.path.join(folder, f"{name}.jsonl"), "".join(json.dumps(r) + "\n" for r in rows))
     words = ", ".join(json.dumps(w) for w in TASK["label_words"])
     _write(
         os.path.join(folder, "task.yaml"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from importlib import import_module
 
@@ -69,6 +70,10 @@ def main(argv=None) -> int:
         code, message = DOES_NOT_FIT, str(e)
     except PysmezoError as e:
         code, message = USAGE, str(e)
+    except BrokenPipeError:
+        # Whoever read our output has enough (`| head`). Standard output is not flushed again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except (OSError, MemoryError) as e:
         code, message = USAGE, f"[pysmezo] {e or type(e).__name__}"
     except KeyboardInterrupt:

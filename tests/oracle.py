@@ -253,7 +253,16 @@ def perturbed(weights, z, masks, eps: float, sign: int) -> dict[str, Array]:
     return moved
 
 
-def update(w: Array, z: list[Array], mask: Array, scalars, lr: float, weight_decay: float = 0.0, values: str = "fp32", random_bits=None):
+def update(
+    w: Array,
+    z: list[Array],
+    mask: Array,
+    scalars,
+    lr: float,
+    weight_decay: float = 0.0,
+    values: str = "fp32",
+    random_bits=None,
+):
     """One tensor after one record. z: one array a query. The mask is of the value before the record; outside it, bits are kept."""
     old = np.asarray(w, np.float32)
     new = old

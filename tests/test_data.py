@@ -168,7 +168,10 @@ def test_bos_only_where_the_tokenizer_puts_it(model, source, tmp_path):
 
 
 def test_options_of_each_example(model, tmp_path):
-    rows = [{"q": "is it", "a": " warm", "b": " cold", "label": "1"}, {"q": "was it", "a": " dull", "b": " fine film", "label": 0}]
+    rows = [
+        {"q": "is it", "a": " warm", "b": " cold", "label": "1"},
+        {"q": "was it", "a": " dull", "b": " fine film", "label": 0},
+    ]
     path = tiny_task.write_jsonl(tmp_path / "c.jsonl", rows)
     d = data.tokenize(model, path, {"template": "{q}", "label_words": ["{a}", "{b}"]}, tmp_path / "c.ids")
     t = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -193,7 +196,11 @@ def _row(**change):
         ([{"text": "a"}], ArgumentError, "no column 'label'"),
         ([{"label": 0, "txt": "a"}], ArgumentError, "no column 'text'.*txt"),
         ([_row(text=["a"])], ArgumentError, "holds list"),
-        ([_row(), _row(text="the film " * 200)], ArgumentError, "line 2 .*tokens long, expected at most 64.*--truncate"),
+        (
+            [_row(), _row(text="the film " * 200)],
+            ArgumentError,
+            "line 2 .*tokens long, expected at most 64.*--truncate",
+        ),
         ([[1]], FormatError, "line 1"),
     ],
 )
@@ -271,7 +278,9 @@ def test_this_process_stays_light():
     code = "import sys, pysmezo.data, pysmezo.trainer, pysmezo.session; print(sorted(sys.modules))"
     import subprocess
 
-    done = subprocess.run([sys.executable, "-c", code], env=data.child_environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=data.child_environment(), capture_output=True, text=True, check=True
+    )
     loaded = {m.split(".")[0].strip("[]' ") for m in done.stdout.split(",")} | set()
     heavy = {"tokenizers", "transformers", "torch", "matplotlib", "yaml", "tqdm", "gguf"}
     assert not heavy & set(json.loads(done.stdout.replace("'", '"'))) and not heavy & loaded

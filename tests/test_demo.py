@@ -43,6 +43,7 @@ def folder(gguf_file, reviews, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_weights_equal_transformers(folder, gguf_file):
     """Bit for bit after rounding to bf16: dequantising, the rows of q and k, names, shapes, ties."""
     torch = pytest.importorskip("torch", reason="transformers' GGUF reader needs torch")
@@ -63,6 +64,7 @@ def test_weights_equal_transformers(folder, gguf_file):
             assert torch.equal(got.view(torch.int16), want.view(torch.int16)), name
 
 
+@pytest.mark.slow
 def test_config_equals_transformers(folder, gguf_file):
     pytest.importorskip("torch", reason="transformers' GGUF reader needs torch")
     transformers = pytest.importorskip("transformers")
@@ -72,17 +74,19 @@ def test_config_equals_transformers(folder, gguf_file):
     path = Path(gguf_file)
     theirs = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     for key in (
-        "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "head_dim", "vocab_size", "max_position_embeddings", "hidden_act", "tie_word_embeddings", "attention_bias", "mlp_bias",
-        "rope_parameters", "bos_token_id", "eos_token_id",
+        "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "hidden_act", "tie_word_embeddings",
+        "attention_bias", "mlp_bias", "rope_parameters", "bos_token_id", "eos_token_id",
     ):  # fmt: skip
         assert getattr(ours, key) == getattr(theirs, key), key
     assert np.float32(ours.rms_norm_eps) == np.float32(theirs.rms_norm_eps)
 
 
+@pytest.mark.slow
 def test_tokenizer_equals_transformers(folder, gguf_file, reviews):
-    """On every rotten_tomatoes sentence and 2,000 IMDB texts. Digits outside ASCII are left out: there transformers' conversion forgets
-    the digit splitting that the file asks for (pre-tokenizer "smollm")."""
+    """On every rotten_tomatoes sentence and 2,000 IMDB texts. Digits outside ASCII are left out: there transformers'
+    conversion forgets the digit splitting that the file asks for (pre-tokenizer "smollm").
+    """
     pytest.importorskip("torch", reason="transformers' GGUF reader needs torch")
     transformers = pytest.importorskip("transformers")
     from pathlib import Path
@@ -114,6 +118,7 @@ def test_tokenizer_equals_transformers(folder, gguf_file, reviews):
     assert ours.encode("in 1999 \u00bd").tokens == ["in", "\u0120", "1", "9", "9", "9", "\u0120", "\u00c2\u00bd"]
 
 
+@pytest.mark.slow
 def test_folder_loads_as_a_hugging_face_model(folder):
     torch = pytest.importorskip("torch", reason="parity with transformers")
     transformers = pytest.importorskip("transformers")
@@ -140,7 +145,7 @@ def test_splits_are_balanced_disjoint_and_fixed(folder, reviews):
     source = {r["text"]: int(r["label"]) for r in reviews if r["source"] == "rotten_tomatoes"}
     assert all(source[t] == label for p in parts.values() for t, label in p.items())
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    assert digest == "DIGEST"
+    assert digest == "44a0c1b73a66abe68129b72a39b0523958fd1e529a3730504c3a02d2da8b8d77"
 
 
 def test_task_and_label_words(folder, tmp_path):
@@ -174,7 +179,7 @@ def test_a_file_in_the_way(tmp_path):
 
 
 def test_bf16_rounding_is_nearest_even():
-    x = np.array([1.0, 1.00390625, 1.01171875, -1.00390626, 3.3895e38, 1e-40, 0.0, -0.0], np.float32)
+    x = np.array([1.0, 1.00390625, 1.01171875, -1.004, 3.3895e38, 1e-40, 0.0, -0.0], np.float32)
     got = _gguf.to_bf16(x).astype(np.uint32) << 16
     assert got.view(np.float32).tolist()[:4] == [1.0, 1.0, 1.015625, -1.0078125]
     for value, rounded in zip(x.tolist(), got.view(np.float32).tolist(), strict=True):

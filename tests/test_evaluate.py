@@ -23,7 +23,8 @@ def test_by_hand():
     assert r.auc == 1.0
     # Own prior: means 2 and 2.375, so option 1 must lead by 0.375.
     assert r.accuracy_calibrated == 2 / 4
-    # A prior of held-out data that favours option 0 by 1: the tie and the last example turn right, the first becomes a tie.
+    # A prior of held-out data that favours option 0 by 1: the tie and the last example turn right, the first becomes a
+    # tie.
     assert evaluate_scores(scores, labels, [1.0, 0.0]).accuracy_calibrated == 4 / 4
 
 

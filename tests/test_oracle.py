@@ -48,7 +48,9 @@ def test_fma32_is_exact_arithmetic_rounded_once():
     x = rng.normal(size=4000).astype(np.float32)
     y = (rng.normal(size=4000) * 10.0 ** rng.integers(-3, 3, 4000)).astype(np.float32)
     got = oracle.fma32(a, x, y)
-    want = np.array([fraction_to_fp32(Fraction(float(i)) * Fraction(float(j)) + Fraction(float(k))) for i, j, k in zip(a, x, y)])
+    want = np.array(
+        [fraction_to_fp32(Fraction(float(i)) * Fraction(float(j)) + Fraction(float(k))) for i, j, k in zip(a, x, y)]
+    )
     assert np.array_equal(got.view(np.uint32), want.astype(np.float32).view(np.uint32))
 
 
@@ -62,7 +64,9 @@ def test_fma32_where_rounding_twice_is_wrong():
         for sign in (1, -1):
             assert oracle.fma32(sign * a, x, sign * y) == sign * want
             assert np.float32(np.float64(sign * a) * np.float64(x) + np.float64(sign * y)) != sign * want
-    assert oracle.fma32(np.float32(2.0**-24), np.float32(1), np.float32(1 + 2.0**-23)) == np.float32(1 + 2.0**-22)  # a true tie: to even
+    assert oracle.fma32(np.float32(2.0**-24), np.float32(1), np.float32(1 + 2.0**-23)) == np.float32(
+        1 + 2.0**-22
+    )  # a true tie: to even
 
 
 def test_store_rounds_up_as_often_as_the_dropped_bits_say():
@@ -142,7 +146,9 @@ def test_losses_equal_torch_cross_entropy():
         want = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(s[1:]), reduction="sum").item()
         assert count[i] == len(s) - 1
         assert total[i] == pytest.approx(want, rel=1e-10)
-    assert oracle.reduce(total, count, "example") == pytest.approx(np.mean([t / n for t, n in zip(total, count)]))
+    assert oracle.reduce(total, count, "example") == pytest.approx(
+        np.mean([t / n for t, n in zip(total, count, strict=True)])
+    )
     assert oracle.reduce(total, count, "token") == pytest.approx(total.sum() / count.sum())
     assert oracle.reduce(total, count, "token") != pytest.approx(oracle.reduce(total, count, "example"))
 
@@ -152,7 +158,9 @@ def test_choice_by_candidates_and_by_sequences_agree_on_single_tokens():
     weights, shape = random_weights(CONFIG), oracle.Config.of(CONFIG)
     prompts = [[3, 7, 9], [11, 2, 5, 8]]
     options, answers = (17, 29, 40), (2, 0)
-    by_logit = oracle.Batch(prompts, [oracle.Label(i, len(p) - 1, -1, i) for i, p in enumerate(prompts)], 2, "candidates", options, answers)
+    by_logit = oracle.Batch(
+        prompts, [oracle.Label(i, len(p) - 1, -1, i) for i, p in enumerate(prompts)], 2, "candidates", options, answers
+    )
     sequences, labels = [], []
     for i, p in enumerate(prompts):
         for o, token in enumerate(options):
@@ -226,12 +234,14 @@ def test_scalar_equals_autograd_when_torch_is_there():
     model.load_state_dict({k: torch.from_numpy(v).double() for k, v in weights.items()})
     total = 0
     for s in batch.sequences:
-        total = total + torch.nn.functional.cross_entropy(model(torch.tensor([s])).logits[0, :-1], torch.tensor(s[1:])) / len(
-            batch.sequences
-        )
+        total = total + torch.nn.functional.cross_entropy(
+            model(torch.tensor([s])).logits[0, :-1], torch.tensor(s[1:])
+        ) / len(batch.sequences)
     total.backward()
     want = sum(float((model.get_parameter(n).grad * torch.from_numpy(z[n]).double()).sum()) for n in names)
-    got = oracle.step(weights, shape, batch, names, lambda n, q: z[n], lambda n, w: np.ones(w.shape, bool), 2.0**-12, 0.0)
+    got = oracle.step(
+        weights, shape, batch, names, lambda n, q: z[n], lambda n, w: np.ones(w.shape, bool), 2.0**-12, 0.0
+    )
     assert got.scalars[0] == pytest.approx(want, rel=1e-4)
 
 
@@ -242,7 +252,9 @@ def test_step_descends_and_leaves_the_masked_alone():
     names = linear_names(weights)
     z = {(n, q): rng.normal(size=weights[n].shape).astype(np.float32) for n in names for q in range(4)}
     h = {n: oracle.threshold(weights[n], 0.75) for n in names}
-    s = oracle.step(weights, shape, batch, names, lambda n, q: z[n, q], lambda n, w: np.abs(w) <= h[n], 1e-3, 1e-4, queries=4)
+    s = oracle.step(
+        weights, shape, batch, names, lambda n, q: z[n, q], lambda n, w: np.abs(w) <= h[n], 1e-3, 1e-4, queries=4
+    )
     assert s.losses.shape == (8, 3) and s.scalars.shape == (4,)
     assert loss(s.weights, shape, batch) < loss(weights, shape, batch)
     for n in weights:

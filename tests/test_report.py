@@ -13,9 +13,9 @@ from pysmezo import ArgumentError, data, metrics, report
 
 def step(i, **change):
     line = {
-        "step": i, "loss": 0.7 - 0.001 * i, "loss_plus": 0.7, "loss_minus": 0.7, "projected_grad": 1.0, "scalars": (1.0,), "seconds": 0.2,
-        "stall_s": 0.0, "bytes_read": 0, "bytes_written": 52, "peak_rss_bytes": 300 << 20, "peak_anon_bytes": 80 << 20, "skipped": False,
-        "parts": {"linear": 0.15, "attention": 0.02, "commit": 0.001},
+        "step": i, "loss": 0.7 - 0.001 * i, "loss_plus": 0.7, "loss_minus": 0.7, "projected_grad": 1.0, "scalars":
+        (1.0,), "seconds": 0.2, "stall_s": 0.0, "bytes_read": 0, "bytes_written": 52, "peak_rss_bytes": 300 << 20,
+        "peak_anon_bytes": 80 << 20, "skipped": False, "parts": {"linear": 0.15, "attention": 0.02, "commit": 0.001},
     }  # fmt: skip
     return {**line, **change}
 
@@ -63,8 +63,9 @@ def test_picture(tmp_path, n):
     _run(tmp_path, n)
     if n > 1:
         content = {
-            "settings": {"model": "a/model", "steps": n}, "method": {"kind": "sparse-mezo", "sparsity": 0.75, "noise": "gaussian8"},
-            "base_bytes": 269 << 20, "rss_at_open_bytes": 30 << 20, "before": {"accuracy": 0.5}, "after": {"accuracy": 0.8},
+            "settings": {"model": "a/model", "steps": n}, "method": {"kind": "sparse-mezo", "sparsity": 0.75, "noise":
+            "gaussian8"}, "base_bytes": 269 << 20, "rss_at_open_bytes": 30 << 20, "before": {"accuracy": 0.5}, "after":
+            {"accuracy": 0.8},
         }  # fmt: skip
         (tmp_path / "run.json").write_text(json.dumps(content))
     path = report.draw(tmp_path)
@@ -81,8 +82,13 @@ def test_no_step_yet(tmp_path):
 
 def test_without_matplotlib_one_clear_line(tmp_path):
     _run(tmp_path, 1)
-    code = f"import sys; sys.modules['matplotlib'] = None; from pysmezo import _draw; sys.exit(_draw.main([{str(tmp_path)!r}, 'x.png']))"
-    done = subprocess.run([sys.executable, "-c", code], env=data.child_environment(), capture_output=True, text=True)
+    code = "import sys; sys.modules['matplotlib'] = None; from pysmezo import _draw; sys.exit(_draw.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), "x.png"],
+        env=data.child_environment(),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "ArgumentError: [report] the package matplotlib is not installed, expected it: pip install matplotlib"

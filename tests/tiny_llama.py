@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 
-def config(hidden=64, layers=2, heads=4, kv_heads=2, inner=176, vocab=128, tied=False, theta=10000.0, norm_eps=1e-5) -> dict:
+def config(
+    hidden=64, layers=2, heads=4, kv_heads=2, inner=176, vocab=128, tied=False, theta=10000.0, norm_eps=1e-5
+) -> dict:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -52,7 +54,10 @@ def random_weights(c: dict, seed: int = 0) -> dict[str, np.ndarray]:
             at + "input_layernorm.weight": (d,),
             at + "post_attention_layernorm.weight": (d,),
         }
-    return {n: (rng.normal(size=s) * (0.2 if len(s) == 2 else 0.1) + (len(s) == 1)).astype(np.float32) for n, s in shapes.items()}
+    return {
+        n: (rng.normal(size=s) * (0.2 if len(s) == 2 else 0.1) + (len(s) == 1)).astype(np.float32)
+        for n, s in shapes.items()
+    }
 
 
 def linear_names(weights: dict) -> list[str]:

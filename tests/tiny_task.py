@@ -1,4 +1,6 @@
-"""A tiny labelled task for tests: a byte-level tokenizer trained on the spot, a task file, and rows whose label is easy to see."""
+"""A tiny labelled task for tests: a byte-level tokenizer trained on the spot, a task file, and rows whose label is easy
+to see.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def write_tokenizer(folder, vocab_size: int = 320, bos: bool = False) -> Path:
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     t.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=["<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     t.train_from_iterator([r["text"] + " It was terrible great" for r in rows(100)] * 3, trainer)
     if bos:

@@ -1,5 +1,7 @@
-// How fast operands, noise and updates are made, per instruction set: one JSON line a case, rates in G weights/s (a weight counts
-// once though both signs are made); per thread-second is the rate of one thread's processor time, which other programs disturb less. Usage: noise_bench [seconds a case] [substring of "isa verb kind" to run].
+// How fast operands, noise and updates are made, per instruction set: one JSON line a case, rates in G
+// weights/s (a weight counts once though both signs are made); per thread-second is the rate of one thread's
+// processor time, which other programs disturb less. Usage: noise_bench [seconds a case] [substring of "isa
+// verb kind" to run].
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -25,7 +27,9 @@ struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }
 };
 using Buffer = std::unique_ptr<void, FreeDeleter>;
-Buffer aligned(int64_t n_bytes) { return Buffer(std::aligned_alloc(64, static_cast<size_t>((n_bytes + 63) / 64 * 64))); }
+Buffer aligned(int64_t n_bytes) {
+  return Buffer(std::aligned_alloc(64, static_cast<size_t>((n_bytes + 63) / 64 * 64)));
+}
 
 // Weights of std about 0.02 from a small generator of its own.
 struct Tensor {
@@ -52,7 +56,8 @@ struct Tensor {
   }
 };
 
-// body(thread, first row) over all strips of kStripRows rows, threads taking equal shares; the best pass counts.
+// body(thread, first row) over all strips of kStripRows rows, threads taking equal shares; the best pass
+// counts.
 struct Rate {
   double wall = 0, cpu = 0;  // best G weights per second, and per second of processor time of one thread
 };
@@ -67,7 +72,8 @@ Rate rate(int n_threads, const WeightView& w, const std::function<void(int, int6
     std::vector<std::thread> threads;
     const auto share = [&](int t) {
       for (int64_t r = 0; r < repeats; ++r) {
-        for (int64_t s = t * n_strips / n_threads; s < (t + 1) * n_strips / n_threads; ++s) body(t, s * kStripRows);
+        for (int64_t s = t * n_strips / n_threads; s < (t + 1) * n_strips / n_threads; ++s)
+          body(t, s * kStripRows);
       }
     };
     for (int t = 1; t < n_threads; ++t) threads.emplace_back(share, t);
@@ -88,10 +94,12 @@ void report(const char* isa, const char* verb, const std::string& kind, const We
   const std::string name = std::string(isa) + " " + verb + " " + kind;
   if (name.find(g_only) == std::string::npos) return;
   const Rate r = rate(n_threads, w, body);
-  std::printf("{\"isa\": \"%s\", \"verb\": \"%s\", \"kind\": \"%s\", \"dtype\": \"%s\", \"rows\": %lld, \"cols\": %lld, "
-              "\"n_threads\": %d, \"g_weights_per_s\": %.3f, \"g_weights_per_thread_s\": %.3f}\n",
-              isa, verb, kind.c_str(), dtype_name(w.dtype), static_cast<long long>(w.rows),
-              static_cast<long long>(w.cols), n_threads, r.wall, r.cpu);
+  std::printf(
+      "{\"isa\": \"%s\", \"verb\": \"%s\", \"kind\": \"%s\", \"dtype\": \"%s\", \"rows\": %lld, \"cols\": "
+      "%lld, "
+      "\"n_threads\": %d, \"g_weights_per_s\": %.3f, \"g_weights_per_thread_s\": %.3f}\n",
+      isa, verb, kind.c_str(), dtype_name(w.dtype), static_cast<long long>(w.rows),
+      static_cast<long long>(w.cols), n_threads, r.wall, r.cpu);
   std::fflush(stdout);
 }
 
@@ -99,8 +107,9 @@ struct Named {
   const char* name;
   NoiseKind kind;
 };
-constexpr Named kNoises[] = {
-    {"gaussian", NoiseKind::gaussian}, {"gaussian8", NoiseKind::gaussian8}, {"rademacher", NoiseKind::rademacher}};
+constexpr Named kNoises[] = {{"gaussian", NoiseKind::gaussian},
+                             {"gaussian8", NoiseKind::gaussian8},
+                             {"rademacher", NoiseKind::rademacher}};
 
 TensorDirection direction(NoiseKind noise, MaskKind mask) {
   TensorDirection d;
@@ -154,7 +163,8 @@ int main(int argc, char** argv) {
   for (Isa isa : supported_isas()) {
     const Kernels& k = kernels_for(isa);
     for (int n_threads : {1, 2}) {
-      for (DType dtype : {DType::BF16, DType::BF16T8, DType::F32}) measure(isa_name(isa), k, dtype, 768, 576, n_threads);
+      for (DType dtype : {DType::BF16, DType::BF16T8, DType::F32})
+        measure(isa_name(isa), k, dtype, 768, 576, n_threads);
     }
     if (isa != Isa::scalar) measure(isa_name(isa), k, DType::BF16, 32768, 4096, 2);  // 256 MB
   }

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "engine/engine_impl.h"
 #include "model/catch_up.h"
+#include "update/rule.h"
 
 namespace smezo {
 namespace {
@@ -110,11 +111,8 @@ PendingRecord Engine::Impl::pending_of(const Record& r) const {
   PendingRecord p;
   p.step = r.step;
   p.decay = r.decay;
-  // c = fp32(lr * g), averaged over queries (DESIGN section 4): the product and the division are made in double and rounded once.
-  for (float g : r.scalars) {
-    p.c.push_back(static_cast<float>(static_cast<double>(r.lr) * static_cast<double>(g) /
-                                     static_cast<double>(r.scalars.size())));
-  }
+  const int n_queries = static_cast<int>(r.scalars.size());
+  for (float g : r.scalars) p.c.push_back(step_coefficient(r.lr, g, n_queries));
   return p;
 }
 
@@ -179,7 +177,7 @@ bool Engine::commit(const StepDecision& d) {
   Record r;
   r.step = m.n_committed + 1;
   r.lr = d.lr;
-  r.decay = static_cast<float>(static_cast<double>(d.lr) * m.header.method.weight_decay);
+  r.decay = decay_coefficient(d.lr, m.header.method.weight_decay);
   r.loss = d.loss;
   r.loss_plus = d.loss_plus;
   r.loss_minus = d.loss_minus;

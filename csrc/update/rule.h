@@ -10,8 +10,8 @@ SMEZO_HD float step_coefficient(float lr, float g, int n_queries) {
   return static_cast<float>(static_cast<double>(lr) * static_cast<double>(g) / n_queries);
 }
 // lr lambda.
-SMEZO_HD float decay_coefficient(float lr, float weight_decay) {
-  return static_cast<float>(static_cast<double>(lr) * static_cast<double>(weight_decay));
+SMEZO_HD float decay_coefficient(float lr, double weight_decay) {
+  return static_cast<float>(static_cast<double>(lr) * weight_decay);
 }
 
 }  // namespace smezo

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <filesystem>
 
 #include "base/error.h"
 #include "crash_simulator.h"
@@ -21,8 +22,7 @@ namespace {
 struct Scratch {
   std::string path;
   Scratch() {
-    const char* base = std::getenv("TMPDIR");
-    path = std::string(base ? base : "/tmp") + "/smezo_io_XXXXXX";
+    path = (std::filesystem::temp_directory_path() / "smezo_io_XXXXXX").string();
     if (!mkdtemp(path.data())) fail<IoError>("test", "no scratch folder");
   }
   ~Scratch() {
@@ -195,8 +195,8 @@ TEST(run_lock_is_for_one_process) {
 }
 
 TEST(json_values) {
-  const Json j = parse(
-      R"( {"a": [1, -2, 9223372036854775807, -9223372036854775808], "b": 1.5e3, "c": "x\u00e9\ud83d\ude00\n", "d": [true, false, null], "e": {}} )");
+  const Json j = parse(R"( {"a": [1, -2, 9223372036854775807, -9223372036854775808], )"
+                       R"("b": 1.5e3, "c": "x\u00e9\ud83d\ude00\n", "d": [true, false, null], "e": {}} )");
   const auto& a = j.at("a", "a").as_array("a");
   CHECK(a[0].as_int("") == 1 && a[1].as_int("") == -2 && a[2].as_int("") == INT64_MAX &&
         a[3].as_int("") == INT64_MIN);

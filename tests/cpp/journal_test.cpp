@@ -154,6 +154,18 @@ TEST(torn_tail_at_every_byte) {
   }
 }
 
+TEST(a_tail_longer_than_a_record_is_removed_before_the_first_append) {
+  CrashSimulator disk(1);
+  write_records("j", 3);
+  auto& b = disk.bytes("j");
+  const size_t whole = b.size();
+  b.insert(b.end(), 501, uint8_t{0xa5});
+  Journal j = Journal::open("j");
+  CHECK(j.dropped_bytes() == 501);
+  j.append(record_of(3));
+  CHECK(b.size() == whole + static_cast<size_t>(bytes_of(3)));
+}
+
 TEST(cut_in_the_header_is_refused) {
   CrashSimulator disk(1);
   write_records("j", 1);

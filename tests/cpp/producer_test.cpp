@@ -1,5 +1,6 @@
-// The verbs on stored weights (produce, apply_update, decode, noise) of every instruction set of this machine, bit for bit against the
-// element functions of kernels/element.h, over all kinds of noise, mask, format, mode and rounding, at ragged places.
+// The verbs on stored weights (produce, apply_update, decode, noise) of every instruction set of this
+// machine, bit for bit against the element functions of kernels/element.h, over all kinds of noise, mask,
+// format, mode and rounding, at ragged places.
 #include <algorithm>
 #include <cmath>
 #include <random>
@@ -39,14 +40,30 @@ Tensor make_tensor(std::mt19937& random, DType dtype, int64_t rows, int64_t cols
   for (int64_t i = 0; i < n; ++i) {
     float w = normal(random);
     switch (random() % 64) {
-      case 0: w = 0.0f; break;
-      case 1: w = -0.0f; break;
-      case 2: w = f32_from_bits(f32_bits(w) & 0xFFFF0000u); break;
-      case 3: w = f32_from_bits((f32_bits(w) & 0xFFFF0000u) | 0x8000u); break;
-      case 4: w = f32_from_bits(random() & 0x807FFFFFu); break;
-      case 5: w = f32_from_bits((random() & 0x807FFFFFu) | 0x7F000000u); break;
-      case 6: w = random() % 4 ? w : f32_from_bits(0x7F800000u | random() << 31); break;
-      case 7: w = random() % 4 ? w : f32_from_bits(0x7F800001u | random()); break;
+      case 0:
+        w = 0.0f;
+        break;
+      case 1:
+        w = -0.0f;
+        break;
+      case 2:
+        w = f32_from_bits(f32_bits(w) & 0xFFFF0000u);
+        break;
+      case 3:
+        w = f32_from_bits((f32_bits(w) & 0xFFFF0000u) | 0x8000u);
+        break;
+      case 4:
+        w = f32_from_bits(random() & 0x807FFFFFu);
+        break;
+      case 5:
+        w = f32_from_bits((random() & 0x807FFFFFu) | 0x7F000000u);
+        break;
+      case 6:
+        w = random() % 4 ? w : f32_from_bits(0x7F800000u | random() << 31);
+        break;
+      case 7:
+        w = random() % 4 ? w : f32_from_bits(0x7F800001u | random());
+        break;
     }
     if (dtype == DType::F16 && random() % 8 == 0)
       static_cast<uint16_t*>(t.view.data)[i] = static_cast<uint16_t>(random());
@@ -62,8 +79,8 @@ TensorDirection make_direction(std::mt19937& random, NoiseKind noise, MaskKind m
   d.mask.kind = mask;
   d.mask.h = random() % 8 ? 0.015f : random() % 2 ? 0.0f : INFINITY;
   d.mask.keep = random() % 4 ? random() % 65537 : random() % 2 ? 0 : 65536;
-  d.stream = {static_cast<uint64_t>(random()) << 32 | random(), static_cast<uint32_t>(random()), below(random, kMaxQuery + 1),
-              Purpose::direction, tensor_id};
+  d.stream = {static_cast<uint64_t>(random()) << 32 | random(), static_cast<uint32_t>(random()),
+              below(random, kMaxQuery + 1), Purpose::direction, tensor_id};
   return d;
 }
 
@@ -78,14 +95,18 @@ struct Strip {
   std::vector<uint8_t> bytes;
   int64_t size, ld, n_rows;
   Strip(int64_t size, int64_t ld, int64_t n_rows)
-      : bytes(static_cast<size_t>((ld * n_rows + kGuard) * size + 64), 0xCD), size(size), ld(ld), n_rows(n_rows) {}
+      : bytes(static_cast<size_t>((ld * n_rows + kGuard) * size + 64), 0xCD),
+        size(size),
+        ld(ld),
+        n_rows(n_rows) {}
   void* data() {
     const uintptr_t p = reinterpret_cast<uintptr_t>(bytes.data());
     return reinterpret_cast<void*>((p + 63) / 64 * 64);
   }
   uint32_t bits(int64_t row, int64_t col) {  // as fp32 bits
     const int64_t i = row * ld + col;
-    return size == 2 ? static_cast<uint32_t>(static_cast<uint16_t*>(data())[i]) << 16 : static_cast<uint32_t*>(data())[i];
+    return size == 2 ? static_cast<uint32_t>(static_cast<uint16_t*>(data())[i]) << 16
+                     : static_cast<uint32_t*>(data())[i];
   }
   bool guard_intact() {
     const uint8_t* end = static_cast<uint8_t*>(data()) + ld * n_rows * size;
@@ -96,7 +117,8 @@ struct Strip {
 // Elements that differ from the definition, padding that is not zero, guards that were written.
 int64_t produce_errors(const Kernels& k, const OperandJob& job, int64_t row0, int64_t n_rows, bool want_plus,
                        bool want_minus) {
-  const int64_t size = k.operand_dtype(job.compute) == DType::BF16 ? 2 : 4, ld = k.operand_ld(job.compute, job.w.cols);
+  const int64_t size = k.operand_dtype(job.compute) == DType::BF16 ? 2 : 4,
+                ld = k.operand_ld(job.compute, job.w.cols);
   Strip plus(size, ld, n_rows), minus(size, ld, n_rows);
   k.produce(job, row0, n_rows, want_plus ? plus.data() : nullptr, want_minus ? minus.data() : nullptr);
   int64_t errors = !plus.guard_intact() + !minus.guard_intact();
@@ -124,18 +146,22 @@ TEST(operands_are_the_definition_bit_for_bit) {
           for (MaskKind mask : kMasks) {
             for (OperandMode mode : kModes) {
               for (Compute compute : {Compute::f32, Compute::bf16}) {
-                OperandJob job{t.view, make_direction(random, noise, mask, t.view.tensor_id), mode, compute, 0};
+                OperandJob job{t.view, make_direction(random, noise, mask, t.view.tensor_id), mode, compute,
+                               0};
                 job.eps = random() % 12 == 0 ? 0.0f : random() % 2 ? 1e-3f : 0.37f;
-                const int64_t n_rows = 1 + random() % std::min<int64_t>(rows - 1, std::max<int64_t>(1, 2300 / cols));
+                const int64_t n_rows =
+                    1 + random() % std::min<int64_t>(rows - 1, std::max<int64_t>(1, 2300 / cols));
                 const int64_t row0 = random() % (rows - n_rows + 1);
                 const bool only_one = random() % 6 == 0, which = random() % 2;
-                const int64_t errors = produce_errors(k, job, row0, n_rows, !only_one || which, !only_one || !which);
+                const int64_t errors =
+                    produce_errors(k, job, row0, n_rows, !only_one || which, !only_one || !which);
                 CHECK(errors == 0);
                 if (errors != 0)
-                  std::printf("    %s cols %lld dtype %s noise %d mask %d mode %d compute %d eps %g: %lld wrong\n", k.name,
-                              static_cast<long long>(cols), dtype_name(dtype), static_cast<int>(noise),
-                              static_cast<int>(mask), static_cast<int>(mode), static_cast<int>(compute),
-                              static_cast<double>(job.eps), static_cast<long long>(errors));
+                  std::printf(
+                      "    %s cols %lld dtype %s noise %d mask %d mode %d compute %d eps %g: %lld wrong\n",
+                      k.name, static_cast<long long>(cols), dtype_name(dtype), static_cast<int>(noise),
+                      static_cast<int>(mask), static_cast<int>(mode), static_cast<int>(compute),
+                      static_cast<double>(job.eps), static_cast<long long>(errors));
               }
             }
           }
@@ -214,7 +240,8 @@ TEST(decode_is_the_definition_for_every_pattern) {
       std::vector<float> out(65536 + 3, -7.0f);
       kernels_for(isa).decode(w, 1, 65536 + 1, out.data());
       int64_t errors = 0;
-      for (int64_t i = 0; i < 65536 + 1; ++i) errors += f32_bits(out[static_cast<size_t>(i)]) != f32_bits(decode_at(w, i + 1));
+      for (int64_t i = 0; i < 65536 + 1; ++i)
+        errors += f32_bits(out[static_cast<size_t>(i)]) != f32_bits(decode_at(w, i + 1));
       CHECK(errors == 0);
       CHECK(out[65536 + 1] == -7.0f);
     }
@@ -224,17 +251,24 @@ TEST(decode_is_the_definition_for_every_pattern) {
 TEST(noise_is_the_definition_at_ragged_and_far_places) {
   for (Isa isa : vector_isas()) {
     std::mt19937 random(4);
-    const int64_t far[] = {0, 2040, int64_t{1} << 32, (int64_t{1} << 36) - 100, (int64_t{1} << 40) + 777, (int64_t{1} << 41) + 5};
+    const int64_t far[] = {0,
+                           2040,
+                           int64_t{1} << 32,
+                           (int64_t{1} << 36) - 100,
+                           (int64_t{1} << 40) + 777,
+                           (int64_t{1} << 41) + 5};
     for (NoiseKind kind : kNoises) {
       for (int64_t at : far) {
         for (int i = 0; i < 6; ++i) {
-          const TensorDirection d = make_direction(random, kind, MaskKind::all, below(random, kMaxTensorId + 1));
+          const TensorDirection d =
+              make_direction(random, kind, MaskKind::all, below(random, kMaxTensorId + 1));
           const int64_t e0 = at + random() % 4100, n = 1 + random() % 5000;
           std::vector<float> out(static_cast<size_t>(n) + 1, -7.0f);
           kernels_for(isa).noise(d, e0, n, out.data());
           int64_t errors = 0;
           for (int64_t e = 0; e < n; ++e)
-            errors += f32_bits(out[static_cast<size_t>(e)]) != f32_bits(z_at(d, static_cast<uint64_t>(e0 + e)));
+            errors +=
+                f32_bits(out[static_cast<size_t>(e)]) != f32_bits(z_at(d, static_cast<uint64_t>(e0 + e)));
           CHECK(errors == 0);
           CHECK(out[static_cast<size_t>(n)] == -7.0f);
         }

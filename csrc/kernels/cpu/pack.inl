@@ -1,7 +1,7 @@
 // Feature-major fp32 -> packed activation (layout in gemm.inl), with whatever makes the values on the way: a
 // plain copy, the normalisation, the gated product. Included inside the namespace of an instruction set,
 // after vec.h; kBf16Operands says whether Compute::bf16 is stored as bf16 pairs (else as bf16-rounded fp32),
-// kStepsMultiple to how many elements of k pairs are padded.
+// kPairPadding to how many elements of k pairs are padded.
 //
 // Panels are made four at a time: a pass over the features then reads four neighbouring lines of every row.
 

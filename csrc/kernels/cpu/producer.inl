@@ -1,34 +1,39 @@
-// The operand producer, decode and noise verbs of kernels.h. Two stages over windows of kWindow elements (noise.inl): noise and other random
-// bits go to buffers in L1, then one pass over the stored weight decodes, masks, adds and rounds. A window crosses rows freely; the second
-// stage takes it a row piece at a time. Included after noise.inl inside the namespace of an instruction set.
+// The operand producer, decode and noise verbs of kernels.h. Two stages over windows of kWindow elements
+// (noise.inl): noise and other random bits go to buffers in L1, then one pass over the stored weight decodes,
+// masks, adds and rounds. A window crosses rows freely; the second stage takes it a row piece at a time.
+// Included after noise.inl inside the namespace of an instruction set.
 #pragma once
 
 // How a strip holds its elements.
 enum class Strip { bf16, bf16_in_f32, f32 };
 
-// One vector of elements, all 16 or the first n of them.
-struct Whole {
-  static constexpr bool all = true;
-  int n = 16;
-};
+// One vector of elements: all 16, or the first n of them.
+struct Whole {};
 struct Part {
-  static constexpr bool all = false;
   int n;
 };
+SMEZO_VEC F16 load(const float* p, Whole) { return load(p); }
+SMEZO_VEC F16 load(const float* p, Part l) { return load_n(p, l.n); }
+SMEZO_VEC U16 load_u16(const uint16_t* p, Whole) { return load_u16(p); }
+SMEZO_VEC U16 load_u16(const uint16_t* p, Part l) { return load_u16_n(p, l.n); }
+SMEZO_VEC U16 load_i8(const int8_t* p, Whole) { return load_i8(p); }
+SMEZO_VEC U16 load_i8(const int8_t* p, Part l) { return load_i8_n(p, l.n); }
+SMEZO_VEC void store(float* p, F16 x, Whole) { store(p, x); }
+SMEZO_VEC void store(float* p, F16 x, Part l) { store_n(p, x, l.n); }
+SMEZO_VEC void store_u16(uint16_t* p, U16 x, Whole) { store_u16(p, x); }
+SMEZO_VEC void store_u16(uint16_t* p, U16 x, Part l) { store_u16_n(p, x, l.n); }
+SMEZO_VEC void store_high16(uint16_t* p, U16 x, Whole) { store_high16(p, x); }
+SMEZO_VEC void store_high16(uint16_t* p, U16 x, Part l) { store_u16_n(p, x >> 16, l.n); }
+SMEZO_VEC void store_i8(int8_t* p, U16 x, Whole) { store_i8(p, x); }
+SMEZO_VEC void store_i8(int8_t* p, U16 x, Part l) { store_i8_n(p, x, l.n); }
 
 template <DType dtype, class Lanes>
 SMEZO_VEC F16 decode_lanes(const void* data, const int8_t* tail, int64_t e, Lanes lanes) {
-  if constexpr (dtype == DType::F32) {
-    const float* p = static_cast<const float*>(data) + e;
-    return Lanes::all ? load(p) : load_n(p, lanes.n);
-  } else {
-    const uint16_t* p = static_cast<const uint16_t*>(data) + e;
-    const U16 u = Lanes::all ? load_u16(p) : load_u16_n(p, lanes.n);
-    if constexpr (dtype == DType::F16) return f16_to_f(u);
-    if constexpr (dtype == DType::BF16) return bf16_to_f(u);
-    const U16 t = Lanes::all ? load_i8(tail + e) : load_i8_n(tail + e, lanes.n);
-    return as_f((u << 16) + (t << 8));
-  }
+  if constexpr (dtype == DType::F32) return load(static_cast<const float*>(data) + e, lanes);
+  const U16 u = load_u16(static_cast<const uint16_t*>(data) + e, lanes);
+  if constexpr (dtype == DType::F16) return f16_to_f(u);
+  if constexpr (dtype == DType::BF16) return bf16_to_f(u);
+  return as_f((u << 16) + (load_i8(tail + e, lanes) << 8));
 }
 
 // Runs body(i, lanes) over [i, n) a vector at a time.
@@ -44,25 +49,21 @@ SMEZO_VEC M16 in_selection(F16 w, F16 h) {
   return kind == MaskKind::small ? abs(w) <= h : abs(w) >= h;
 }
 
+// Stores values whose bf16 is the high half of each lane (f32: that are the lanes).
 template <Strip strip, class Lanes>
 SMEZO_VEC void put(void* out, int64_t i, U16 high, Lanes lanes) {
-  if constexpr (strip == Strip::bf16) {
-    uint16_t* p = static_cast<uint16_t*>(out) + i;
-    if constexpr (Lanes::all) store_high16(p, high);
-    else store_u16_n(p, high >> 16, lanes.n);
-  } else {
-    float* p = static_cast<float*>(out) + i;
-    const F16 x = strip == Strip::f32 ? as_f(high) : as_f(high & set1(0xFFFF0000u));
-    if constexpr (Lanes::all) store(p, x);
-    else store_n(p, x, lanes.n);
-  }
+  if constexpr (strip == Strip::bf16) store_high16(static_cast<uint16_t*>(out) + i, high, lanes);
+  if constexpr (strip == Strip::bf16_in_f32)
+    store(static_cast<float*>(out) + i, as_f(high & set1(0xFFFF0000u)), lanes);
+  if constexpr (strip == Strip::f32) store(static_cast<float*>(out) + i, as_f(high), lanes);
 }
 
 // The operand of the plain branch: a stored bf16 plane is used as it is.
 template <DType dtype, Strip strip, class Lanes>
 SMEZO_VEC U16 plain_high(const void* data, int64_t e, F16 w, Lanes lanes) {
   if constexpr (strip == Strip::f32) return as_u(w);
-  if constexpr (dtype == DType::BF16 || dtype == DType::BF16T8) return as_u(decode_lanes<DType::BF16>(data, nullptr, e, lanes));
+  if constexpr (dtype == DType::BF16 || dtype == DType::BF16T8)
+    return as_u(decode_lanes<DType::BF16>(data, nullptr, e, lanes));
   return bf16_high(w);
 }
 
@@ -90,7 +91,8 @@ static void make_operands(const Piece& piece) {
     F16 w = decode_lanes<dtype>(p.data, p.tail, p.e + i, lanes);
     F16 z = load(p.z + i);  // a buffer is longer than its window by a vector
     if constexpr (mask != MaskKind::all) z = zero_unless(in_selection<mask>(w, h), z);
-    if constexpr (mode == OperandMode::split) return {as_f(plain_high<dtype, strip>(p.data, p.e + i, w, lanes)), z};
+    if constexpr (mode == OperandMode::split)
+      return {as_f(plain_high<dtype, strip>(p.data, p.e + i, w, lanes)), z};
     // Noise is finite, so that a NaN comes from w alone.
     if constexpr (rounds) w = no_nan_payload(w);
     return {fma(eps, z, w), fma(minus_eps, z, w)};
@@ -105,8 +107,10 @@ static void make_operands(const Piece& piece) {
         store_high16_pair(plus + i, as_u(a.plus) + r, as_u(b.plus) + s);
         store_high16_pair(minus + i, as_u(a.minus) + r, as_u(b.minus) + s);
       } else {
-        if constexpr (mode == OperandMode::split) store_high16_pair(plus + i, as_u(a.plus), as_u(b.plus));
-        else store_bf16_pair(plus + i, a.plus, b.plus);
+        if constexpr (mode == OperandMode::split)
+          store_high16_pair(plus + i, as_u(a.plus), as_u(b.plus));
+        else
+          store_bf16_pair(plus + i, a.plus, b.plus);
         store_bf16_pair(minus + i, a.minus, b.minus);
       }
     }
@@ -134,10 +138,13 @@ using MakeOperands = void (*)(const Piece&);
 template <DType dtype, MaskKind mask, Strip strip>
 static MakeOperands operands_for(OperandMode mode) {
   switch (mode) {
-    case OperandMode::nearest: return make_operands<dtype, mask, strip, OperandMode::nearest>;
+    case OperandMode::nearest:
+      return make_operands<dtype, mask, strip, OperandMode::nearest>;
     case OperandMode::dither:  // nothing is rounded in an f32 strip
-      return make_operands<dtype, mask, strip, strip == Strip::f32 ? OperandMode::nearest : OperandMode::dither>;
-    case OperandMode::split: return make_operands<dtype, mask, strip, OperandMode::split>;
+      return make_operands < dtype, mask, strip,
+             strip == Strip::f32 ? OperandMode::nearest : OperandMode::dither > ;
+    case OperandMode::split:
+      return make_operands<dtype, mask, strip, OperandMode::split>;
   }
   return nullptr;
 }
@@ -145,20 +152,27 @@ template <DType dtype, Strip strip>
 static MakeOperands operands_for(const OperandJob& job) {
   if (job.eps == 0) return make_plain<dtype, strip>;
   switch (job.dir.mask.kind) {
-    case MaskKind::small: return operands_for<dtype, MaskKind::small, strip>(job.mode);
-    case MaskKind::large: return operands_for<dtype, MaskKind::large, strip>(job.mode);
+    case MaskKind::small:
+      return operands_for<dtype, MaskKind::small, strip>(job.mode);
+    case MaskKind::large:
+      return operands_for<dtype, MaskKind::large, strip>(job.mode);
     case MaskKind::all:
-    case MaskKind::random: break;  // random: the noise comes masked
+    case MaskKind::random:
+      break;  // random: the noise comes masked
   }
   return operands_for<dtype, MaskKind::all, strip>(job.mode);
 }
 template <Strip strip>
 static MakeOperands operands_for(const OperandJob& job) {
   switch (job.w.dtype) {
-    case DType::F32: return operands_for<DType::F32, strip>(job);
-    case DType::F16: return operands_for<DType::F16, strip>(job);
-    case DType::BF16: return operands_for<DType::BF16, strip>(job);
-    case DType::BF16T8: return operands_for<DType::BF16T8, strip>(job);
+    case DType::F32:
+      return operands_for<DType::F32, strip>(job);
+    case DType::F16:
+      return operands_for<DType::F16, strip>(job);
+    case DType::BF16:
+      return operands_for<DType::BF16, strip>(job);
+    case DType::BF16T8:
+      return operands_for<DType::BF16T8, strip>(job);
   }
   return nullptr;
 }
@@ -177,12 +191,14 @@ static void mask_noise(const TensorDirection& d, uint64_t e, int64_t n, uint32_t
   const int64_t begin = static_cast<int64_t>(e - window_of(e)) / 16 * 16;
   const int64_t end = static_cast<int64_t>(e - window_of(e)) + n;
   const U16 keep = set1(d.mask.keep);
-  for (int64_t i = begin; i < end; i += 16) store(z + i, zero_unless(less_signed(load(bits + i), keep), load(z + i)));
+  for (int64_t i = begin; i < end; i += 16)
+    store(z + i, zero_unless(less_signed(load(bits + i), keep), load(z + i)));
 }
 
 // `produce` for a set whose bf16 strips are `bf16_strip`; ld: elements of a strip row.
 template <Strip bf16_strip>
-static void produce_rows(const OperandJob& job, int64_t ld, int64_t row0, int64_t n_rows, void* plus, void* minus) {
+static void produce_rows(const OperandJob& job, int64_t ld, int64_t row0, int64_t n_rows, void* plus,
+                         void* minus) {
   const bool f32 = job.compute == Compute::f32;
   const MakeOperands make = f32 ? operands_for<Strip::f32>(job) : operands_for<bf16_strip>(job);
   const int64_t size = !f32 && bf16_strip == Strip::bf16 ? 2 : 4;
@@ -208,8 +224,8 @@ static void produce_rows(const OperandJob& job, int64_t ld, int64_t row0, int64_
     const int64_t begin = static_cast<int64_t>(e - window_of(e));
     for (int64_t done = 0; done < n;) {
       const int64_t piece = cols - col < n - done ? cols - col : n - done;
-      make({job.w.data, job.w.tail, static_cast<int64_t>(e) + done, piece, z + begin + done, bits + begin + done, job.eps,
-            job.dir.mask.h, at(plus, row, col), at(minus, row, col)});
+      make({job.w.data, job.w.tail, static_cast<int64_t>(e) + done, piece, z + begin + done,
+            bits + begin + done, job.eps, job.dir.mask.h, at(plus, row, col), at(minus, row, col)});
       done += piece;
       col += piece;
       if (col < cols) continue;
@@ -231,9 +247,13 @@ static void decode_as(const WeightView& w, int64_t e0, int64_t n, float* out) {
 
 static void decode_range(const WeightView& w, int64_t e0, int64_t n, float* out) {
   switch (w.dtype) {
-    case DType::F32: return decode_as<DType::F32>(w, e0, n, out);
-    case DType::F16: return decode_as<DType::F16>(w, e0, n, out);
-    case DType::BF16: return decode_as<DType::BF16>(w, e0, n, out);
-    case DType::BF16T8: return decode_as<DType::BF16T8>(w, e0, n, out);
+    case DType::F32:
+      return decode_as<DType::F32>(w, e0, n, out);
+    case DType::F16:
+      return decode_as<DType::F16>(w, e0, n, out);
+    case DType::BF16:
+      return decode_as<DType::BF16>(w, e0, n, out);
+    case DType::BF16T8:
+      return decode_as<DType::BF16T8>(w, e0, n, out);
   }
 }

@@ -1,6 +1,6 @@
-// The update verb of kernels.h: one committed record on stored weights. Flat over elements, a window at a time. The last query, the
-// mask and the rounding share one pass over the stored weights; only earlier queries go through a buffer. Included after producer.inl inside
-// the namespace of an instruction set.
+// The update verb of kernels.h: one committed record on stored weights. Flat over elements, a window at a
+// time. The last query, the mask and the rounding share one pass over the stored weights; only earlier
+// queries go through a buffer. Included after producer.inl inside the namespace of an instruction set.
 #pragma once
 
 // A piece of a window: stored elements [e, e + n); the buffers point at the entry of e.
@@ -9,7 +9,7 @@ struct UpdatePiece {
   const float* z;             // of the last query
   const uint32_t* random;     // rounding bits
   const uint32_t* mask_bits;  // random mask only
-  float* w;                   // decayed and stepped by the queries before the last; only used where there are some
+  float* w;  // decayed and stepped by the queries before the last; only used where there are some
 };
 
 template <DType dtype, class Lanes>
@@ -34,23 +34,19 @@ template <DType dtype, class Lanes>
 SMEZO_VEC void encode_lanes(const WeightView& v, int64_t e, F16 x, U16 random, M16 in, Lanes lanes) {
   if constexpr (dtype == DType::F32) {
     float* p = static_cast<float*>(v.data) + e;
-    if constexpr (Lanes::all) store(p, select(in, x, load(p)));
-    else store_n(p, select(in, x, load_n(p, lanes.n)), lanes.n);
+    store(p, select(in, x, load(p, lanes)), lanes);
   } else {
     uint16_t* p = static_cast<uint16_t*>(v.data) + e;
-    const U16 old = Lanes::all ? load_u16(p) : load_u16_n(p, lanes.n);
-    const U16 sum = bf16_high_stochastic(x, random);
-    // BF16: the high half. BF16T8 (format/split24.h): 24 bits, whose nearest bf16 is the one half and the rest the other.
+    const U16 old = load_u16(p, lanes), sum = bf16_high_stochastic(x, random);
+    // BF16: the high half. BF16T8 (format/split24.h): 24 bits, whose nearest bf16 is the one half and the
+    // rest the other.
     const U16 u24 = sum >> 8;
     const U16 high = dtype == DType::BF16 ? sum >> 16 : (u24 + set1(0x80u)) >> 8;
     if constexpr (dtype == DType::BF16T8) {
-      int8_t* q = v.tail + e;
-      const U16 tail = select(in, u24 - (high << 8), Lanes::all ? load_i8(q) : load_i8_n(q, lanes.n));
-      if constexpr (Lanes::all) store_i8(q, tail);
-      else store_i8_n(q, tail, lanes.n);
+      int8_t* tail = v.tail + e;
+      store_i8(tail, select(in, u24 - (high << 8), load_i8(tail, lanes)), lanes);
     }
-    if constexpr (Lanes::all) store_u16(p, select(in, high, old));
-    else store_u16_n(p, select(in, high, old), lanes.n);
+    store_u16(p, select(in, high, old), lanes);
   }
 }
 
@@ -74,10 +70,14 @@ static void finish_update(const UpdateJob& j, const UpdatePiece& piece) {
 template <DType dtype>
 static void finish_update(const UpdateJob& job, const UpdatePiece& p) {
   switch (job.dir.mask.kind) {
-    case MaskKind::all: return finish_update<dtype, MaskKind::all>(job, p);
-    case MaskKind::small: return finish_update<dtype, MaskKind::small>(job, p);
-    case MaskKind::large: return finish_update<dtype, MaskKind::large>(job, p);
-    case MaskKind::random: return finish_update<dtype, MaskKind::random>(job, p);
+    case MaskKind::all:
+      return finish_update<dtype, MaskKind::all>(job, p);
+    case MaskKind::small:
+      return finish_update<dtype, MaskKind::small>(job, p);
+    case MaskKind::large:
+      return finish_update<dtype, MaskKind::large>(job, p);
+    case MaskKind::random:
+      return finish_update<dtype, MaskKind::random>(job, p);
   }
 }
 
@@ -106,9 +106,13 @@ static void update_as(const UpdateJob& job, int64_t row0, int64_t n_rows) {
 
 static void update_rows(const UpdateJob& job, int64_t row0, int64_t n_rows) {
   switch (job.w.dtype) {
-    case DType::F32: return update_as<DType::F32>(job, row0, n_rows);
-    case DType::BF16: return update_as<DType::BF16>(job, row0, n_rows);
-    case DType::BF16T8: return update_as<DType::BF16T8>(job, row0, n_rows);
-    case DType::F16: return;  // never trains: refused before it comes here
+    case DType::F32:
+      return update_as<DType::F32>(job, row0, n_rows);
+    case DType::BF16:
+      return update_as<DType::BF16>(job, row0, n_rows);
+    case DType::BF16T8:
+      return update_as<DType::BF16T8>(job, row0, n_rows);
+    case DType::F16:
+      return;  // never trains: refused before it comes here
   }
 }

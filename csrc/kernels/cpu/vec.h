@@ -1,6 +1,7 @@
-// Sixteen 32-bit lanes: F16 (fp32), U16 (uint32) and M16 (a mask), one zmm register under AVX-512, two ymm under AVX2. Kernels are
-// written once over these and compiled per instruction set. The file is included inside `namespace smezo { namespace <isa> {` after
-// <immintrin.h>; everything is static and always inlined, so no symbol leaves the object file.
+// Sixteen 32-bit lanes: F16 (fp32), U16 (uint32) and M16 (a mask), one zmm register under AVX-512, two ymm
+// under AVX2. Kernels are written once over these and compiled per instruction set. The file is included
+// inside `namespace smezo { namespace <isa> {` after <immintrin.h>; everything is static and always inlined,
+// so no symbol leaves the object file.
 //
 // Lane-wise only: nothing here mixes lanes, except load/store, which put lane i at element i.
 #pragma once
@@ -34,7 +35,9 @@ SMEZO_VEC M16 mask_or(M16 a, M16 b) { return {static_cast<__mmask16>(a.m | b.m)}
 SMEZO_VEC M16 mask_not(M16 a) { return {static_cast<__mmask16>(~a.m)}; }
 SMEZO_VEC uint32_t mask_bits(M16 a) { return a.m; }
 
-SMEZO_VEC U16 lane_index() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
+SMEZO_VEC U16 lane_index() {
+  return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)};
+}
 SMEZO_VEC F16 as_f(U16 a) { return {_mm512_castsi512_ps(a.v)}; }
 SMEZO_VEC U16 as_u(F16 a) { return {_mm512_castps_si512(a.v)}; }
 
@@ -70,7 +73,8 @@ SMEZO_VEC __m512i odd_words() {
   return _mm512_add_epi16(_mm512_set1_epi32(0x00030001),
                           _mm512_mullo_epi32(lane_index().v, _mm512_set1_epi32(0x00040004)));
 }
-// Two vectors to 32 bf16 in a row: the high halves as they are, or to nearest even. A NaN must be 0x7FC00000, as no_nan_payload makes it.
+// Two vectors to 32 bf16 in a row: the high halves as they are, or to nearest even. A NaN must be 0x7FC00000,
+// as no_nan_payload makes it.
 SMEZO_VEC void store_high16_pair(uint16_t* p, U16 a, U16 b) {
   _mm512_storeu_si512(p, _mm512_permutex2var_epi16(a.v, odd_words(), b.v));
 }
@@ -113,8 +117,8 @@ SMEZO_VEC U16 operator>>(U16 a, int n) { return {_mm512_srli_epi32(a.v, static_c
 SMEZO_VEC U16 shift_right_signed(U16 a, int n) { return {_mm512_srai_epi32(a.v, static_cast<unsigned>(n))}; }
 SMEZO_VEC U16 mul_lo(U16 a, U16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 
-SMEZO_VEC F16 i32_to_f(U16 a) { return {_mm512_cvtepi32_ps(a.v)}; }     // lanes read as int32
-SMEZO_VEC U16 f_to_i32(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }     // nearest even
+SMEZO_VEC F16 i32_to_f(U16 a) { return {_mm512_cvtepi32_ps(a.v)}; }  // lanes read as int32
+SMEZO_VEC U16 f_to_i32(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }  // nearest even
 SMEZO_VEC U16 f_to_i32_trunc(F16 a) { return {_mm512_cvttps_epi32(a.v)}; }
 SMEZO_VEC F16 f16_to_f_quiet(U16 a) { return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(a.v))}; }
 
@@ -136,7 +140,8 @@ SMEZO_VEC F16 select_by_sign(U16 sign, F16 yes, F16 no) {
   return {_mm512_mask_mov_ps(no.v, _mm512_movepi32_mask(sign.v), yes.v)};
 }
 
-// For products of 32-bit lanes: the low half of every 64-bit lane times the low half of the other, and 64-bit shifts.
+// For products of 32-bit lanes: the low half of every 64-bit lane times the low half of the other, and 64-bit
+// shifts.
 SMEZO_VEC U16 mul_even(U16 a, U16 b) { return {_mm512_mul_epu32(a.v, b.v)}; }
 SMEZO_VEC U16 shift_right_32of64(U16 a) { return {_mm512_srli_epi64(a.v, 32)}; }
 SMEZO_VEC U16 shift_left_32of64(U16 a) { return {_mm512_slli_epi64(a.v, 32)}; }
@@ -230,7 +235,9 @@ SMEZO_VEC __m256i low_halves(U16 x) {  // lane i's low 16 bits at position i
   const __m256i packed = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
   return _mm256_permute4x64_epi64(packed, 0xD8);
 }
-SMEZO_VEC void store_u16(uint16_t* p, U16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), low_halves(x)); }
+SMEZO_VEC void store_u16(uint16_t* p, U16 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), low_halves(x));
+}
 // The high halves of the lanes.
 SMEZO_VEC void store_high16(uint16_t* p, U16 x) {
   const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(x.a, 16), _mm256_srli_epi32(x.b, 16));
@@ -276,13 +283,19 @@ SMEZO_VEC U16 operator-(U16 x, U16 y) { return {_mm256_sub_epi32(x.a, y.a), _mm2
 SMEZO_VEC U16 operator&(U16 x, U16 y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 SMEZO_VEC U16 operator|(U16 x, U16 y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 SMEZO_VEC U16 operator^(U16 x, U16 y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
-SMEZO_VEC U16 andnot(U16 x, U16 y) { return {_mm256_andnot_si256(x.a, y.a), _mm256_andnot_si256(x.b, y.b)}; }  // ~x & y
+SMEZO_VEC U16 andnot(U16 x, U16 y) {
+  return {_mm256_andnot_si256(x.a, y.a), _mm256_andnot_si256(x.b, y.b)};
+}  // ~x & y
 SMEZO_VEC U16 operator<<(U16 x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
 SMEZO_VEC U16 operator>>(U16 x, int n) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
-SMEZO_VEC U16 shift_right_signed(U16 x, int n) { return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)}; }
+SMEZO_VEC U16 shift_right_signed(U16 x, int n) {
+  return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
+}
 SMEZO_VEC U16 mul_lo(U16 x, U16 y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
 
-SMEZO_VEC F16 i32_to_f(U16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }  // lanes read as int32
+SMEZO_VEC F16 i32_to_f(U16 x) {
+  return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)};
+}  // lanes read as int32
 SMEZO_VEC U16 f_to_i32(F16 x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }  // nearest even
 SMEZO_VEC U16 f_to_i32_trunc(F16 x) { return {_mm256_cvttps_epi32(x.a), _mm256_cvttps_epi32(x.b)}; }
 SMEZO_VEC F16 f16_to_f_quiet(U16 x) {
@@ -290,10 +303,10 @@ SMEZO_VEC F16 f16_to_f_quiet(U16 x) {
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
 }
 
-#define SMEZO_VEC_CMP(name, pred)                                          \
-  SMEZO_VEC M16 name(F16 x, F16 y) {                                       \
-    return {_mm256_castps_si256(_mm256_cmp_ps(x.a, y.a, pred)),            \
-            _mm256_castps_si256(_mm256_cmp_ps(x.b, y.b, pred))};           \
+#define SMEZO_VEC_CMP(name, pred)                                \
+  SMEZO_VEC M16 name(F16 x, F16 y) {                             \
+    return {_mm256_castps_si256(_mm256_cmp_ps(x.a, y.a, pred)),  \
+            _mm256_castps_si256(_mm256_cmp_ps(x.b, y.b, pred))}; \
   }
 SMEZO_VEC_CMP(operator<=, _CMP_LE_OQ)
 SMEZO_VEC_CMP(operator>=, _CMP_GE_OQ)
@@ -302,8 +315,12 @@ SMEZO_VEC_CMP(operator>, _CMP_GT_OQ)
 SMEZO_VEC_CMP(unordered, _CMP_UNORD_Q)
 #undef SMEZO_VEC_CMP
 SMEZO_VEC M16 is_nan(F16 x) { return unordered(x, x); }
-SMEZO_VEC M16 operator==(U16 x, U16 y) { return {_mm256_cmpeq_epi32(x.a, y.a), _mm256_cmpeq_epi32(x.b, y.b)}; }
-SMEZO_VEC M16 less_signed(U16 x, U16 y) { return {_mm256_cmpgt_epi32(y.a, x.a), _mm256_cmpgt_epi32(y.b, x.b)}; }
+SMEZO_VEC M16 operator==(U16 x, U16 y) {
+  return {_mm256_cmpeq_epi32(x.a, y.a), _mm256_cmpeq_epi32(x.b, y.b)};
+}
+SMEZO_VEC M16 less_signed(U16 x, U16 y) {
+  return {_mm256_cmpgt_epi32(y.a, x.a), _mm256_cmpgt_epi32(y.b, x.b)};
+}
 
 SMEZO_VEC U16 select(M16 m, U16 yes, U16 no) {
   return {_mm256_blendv_epi8(no.a, yes.a, m.a), _mm256_blendv_epi8(no.b, yes.b, m.b)};
@@ -318,7 +335,8 @@ SMEZO_VEC F16 select_by_sign(U16 sign, F16 yes, F16 no) {
           _mm256_blendv_ps(no.b, yes.b, _mm256_castsi256_ps(sign.b))};
 }
 
-// For products of 32-bit lanes: the low half of every 64-bit lane times the low half of the other, and 64-bit shifts.
+// For products of 32-bit lanes: the low half of every 64-bit lane times the low half of the other, and 64-bit
+// shifts.
 SMEZO_VEC U16 mul_even(U16 x, U16 y) { return {_mm256_mul_epu32(x.a, y.a), _mm256_mul_epu32(x.b, y.b)}; }
 SMEZO_VEC U16 shift_right_32of64(U16 x) { return {_mm256_srli_epi64(x.a, 32), _mm256_srli_epi64(x.b, 32)}; }
 SMEZO_VEC U16 shift_left_32of64(U16 x) { return {_mm256_slli_epi64(x.a, 32), _mm256_slli_epi64(x.b, 32)}; }
@@ -335,8 +353,8 @@ SMEZO_VEC U16 zero_u() { return set1(uint32_t{0}); }
 SMEZO_VEC F16 abs(F16 x) { return as_f(as_u(x) & set1(0x7FFFFFFFu)); }
 SMEZO_VEC F16 negate(F16 x) { return as_f(as_u(x) ^ set1(0x80000000u)); }
 
-// Formats, to the bits of format/half.h: a NaN becomes 0x7FC0 by rounding to bf16, and keeps its payload from fp16 (the
-// instruction would quiet it). Rounding is not vcvtneps2bf16: that one flushes denormals to zero.
+// Formats, to the bits of format/half.h: a NaN becomes 0x7FC0 by rounding to bf16, and keeps its payload from
+// fp16 (the instruction would quiet it). Rounding is not vcvtneps2bf16: that one flushes denormals to zero.
 SMEZO_VEC F16 f16_to_f(U16 x) {
   const F16 f = f16_to_f_quiet(x);
   const U16 nan = (x & set1(0x8000u)) << 16 | set1(0x7F800000u) | (x & set1(0x3FFu)) << 13;
@@ -371,8 +389,8 @@ SMEZO_VEC F16 lane_select(U16 sign, F16 a, F16 b) { return select_by_sign(sign, 
 SMEZO_VEC F16 lane_const(float x, F16) { return F16(x); }
 SMEZO_VEC U16 lane_const(uint32_t x, U16) { return U16(x); }
 
-// Words kept as 64-bit lanes, even and odd ones apart, with only the low half of each in use: vpmuludq reads and makes just
-// that, so that a Philox round needs no shuffle.
+// Words kept as 64-bit lanes, even and odd ones apart, with only the low half of each in use: vpmuludq reads
+// and makes just that, so that a Philox round needs no shuffle.
 struct Wide16 {
   U16 even, odd;
   Wide16() = default;
