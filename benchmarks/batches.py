@@ -1,7 +1,7 @@
 """The batches that speed is measured on, the same token ids for torch and for us.
 
-`unpadded`: 16 texts of 64 random tokens. `demo`: the demo's own training texts, padded to the longest of the batch as a collator does, on
-the right or on the left. The demo's files come from `pysmezo demo --prepare DIR`.
+`unpadded`: 16 texts of 64 random tokens. `demo`: the demo's own training texts, padded to the longest of the batch as a
+collator does, on the right or on the left. The demo's files come from `pysmezo demo --prepare DIR`.
 """
 
 from __future__ import annotations

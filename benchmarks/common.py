@@ -1,7 +1,8 @@
-"""What every benchmark shares: interleaved timing, the machine in words, the result object, rows appended to a file, child processes.
+"""What every benchmark shares: interleaved timing, the machine in words, the result object, rows appended to a file,
+child processes.
 
-A result is {machine, isa, rows, targets}: rows are measurements by name, targets say {name, target, measured, met}. A row or target that
-cannot run here carries `not_run: reason`, never a guess.
+A result is {machine, isa, rows, targets}: rows are measurements by name, targets say {name, target, measured, met}. A
+row or target that cannot run here carries `not_run: reason`, never a guess.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ def cache_dir(*parts: str) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- machine
+# -------------------------------------------------------------------------------------------------------------- machine
 
 
 def machine() -> dict:
-    """The machine without its name or any path: processor, cores, flags that matter, last-level cache, memory, load before the run."""
+    """The machine without its name or any path: processor, cores, flags that matter, last-level cache, memory, load
+    before the run."""
     info = {"cpu": "unknown", "cores": len(os.sched_getaffinity(0)), "flags": [], "python": sys.version.split()[0]}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -73,16 +75,17 @@ def isa() -> str:
     return _core.numerics_name()
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- timing
+# --------------------------------------------------------------------------------------------------------------- timing
 
 
 def interleave(
     actions: dict, rounds: int, warmup: int = 1, log=None, give_up_s: float = float("inf")
 ) -> dict[str, list[float]]:
-    """Runs every action once a round, in turn, so that a slow spell of the machine hits all alike; returns seconds by name.
+    """Runs every action once a round, in turn, so that a slow spell of the machine hits all alike; returns seconds by
+    name.
 
-    An action may return its own seconds (a child that timed itself); otherwise the call is timed. Stops after the round in which
-    `give_up_s` seconds have passed.
+    An action may return its own seconds (a child that timed itself); otherwise the call is timed. Stops after the round
+    in which `give_up_s` seconds have passed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     begin = time.perf_counter()
@@ -115,7 +118,7 @@ def target(
     return {"name": name, "target": words, "measured": round(measured, 4), "met": bool(met)}
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- results
+# -------------------------------------------------------------------------------------------------------------- results
 
 
 def append(file: str, row: dict) -> None:
@@ -140,15 +143,15 @@ def rows(file: str) -> list[dict]:
 
 
 def finish(name: str, result: dict, as_json: bool) -> None:
-    """Appends the result to results/NAME.jsonl and prints it: a table for people, or one JSON object as the last line."""
+    """Appends the result to results/NAME.jsonl and prints it: a table for people, or one JSON object as the last
+    line."""
     append(f"{name}.jsonl", {"date": datetime.date.today().isoformat(), **result})
     if as_json:
         print(json.dumps(result))
         return
     where = result["machine"]
-    print(
-        f"\n{where['cpu']}, {where['cores']} cores, {' '.join(where['flags'])}; kernels: {result['isa']}; load before: {where['load_before']}"
-    )
+    print(f"\n{where['cpu']}, {where['cores']} cores, {' '.join(where['flags'])}")
+    print(f"kernels: {result['isa']}; load before: {where['load_before']}")
     for label, row in result["rows"].items():
         if "not_run" in row:
             print(f"  {label:<58} not run: {row['not_run']}")
@@ -166,12 +169,12 @@ def finish(name: str, result: dict, as_json: bool) -> None:
         print(f"  {t['name']:<58} {t['target']:<14} {verdict}")
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- processes
+# ------------------------------------------------------------------------------------------------------------ processes
 
 
 class Child:
-    """A Python module kept alive and commanded by JSON lines over pipes: torch's memory and threads stay out of this process, and while the
-    child waits for its next command it uses no core. Its standard error goes through."""
+    """A Python module kept alive and commanded by JSON lines over pipes: torch's memory and threads stay out of this
+    process, and while the child waits for its next command it uses no core. Its standard error goes through."""
 
     def __init__(self, module: str, *args: str, environment: dict | None = None):
         self.process = subprocess.Popen(

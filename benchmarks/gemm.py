@@ -1,7 +1,9 @@
-"""`python -m benchmarks.gemm`: our matrix product beside torch's linear at the same shapes, and beside the machine's peak.
+"""`python -m benchmarks.gemm`: our matrix product beside torch's linear at the same shapes, and beside the machine's
+peak.
 
-bf16 is compared on AMX. fp32 is compared on AVX2: the torch child that it is held against is capped to AVX2 by the variables that ATen
-and oneDNN read when they start. What torch reaches uncapped in bf16 on this machine is a row without a target.
+bf16 is compared on AMX. fp32 is compared on AVX2: the torch child that it is held against is capped to AVX2 by the
+variables that ATen and oneDNN read when they start. What torch reaches uncapped in bf16 on this machine is a row
+without a target.
 """
 
 from __future__ import annotations

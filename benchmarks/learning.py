@@ -1,16 +1,19 @@
 """`python -m benchmarks.learning --demo DIR`: does masking by magnitude learn better than a random mask, or than none?
 
-The protocol, fixed before the first run. Methods: MeZO, RandomMask(0.75), SparseMeZO(0.75), all with fp32 trained values.
+The protocol, fixed before the first run. Methods: MeZO, RandomMask(0.75), SparseMeZO(0.75), all with fp32 trained
+values.
   0  eps and lr diagnostics of each method on the first training batches (32 probes).
-  1  lr on dev: four values a factor 3 apart, 200 steps each, one seed of its own; more values until the best dev loss is not at an end.
-  2  five seeds x 600 steps at that lr. Within a seed all methods see the same batches and the same z, restricted by their mask.
+  1  lr on dev: four values a factor 3 apart, 200 steps each, one seed of its own; more values until the best dev loss
+     is not at an end.
+  2  five seeds x 600 steps at that lr. Within a seed all methods see the same batches and the same z, restricted by
+     their mask.
   3  each run looks at the test set once, after its last step.
   4  SMS spam, one seed; lr carried over by the ratio of the measured curvatures (lr * tr(H) here / tr(H) there).
   5  seed 0 again with operand "split", which rounds no perturbation away.
   6  SparseMeZO, seed 0, with the exact Gaussian and with Rademacher noise (gaussian8 is what stages 0-5 use).
 
-Every finished piece is a row of results/learning.jsonl and is not run again; unfinished runs go on from their journals in the cache.
-`--table` prints the paired comparison, `--plot` draws docs/learning.png; neither runs anything.
+Every finished piece is a row of results/learning.jsonl and is not run again; unfinished runs go on from their journals
+in the cache. `--table` prints the paired comparison, `--plot` draws docs/learning.png; neither runs anything.
 """
 
 from __future__ import annotations
@@ -60,7 +63,8 @@ class Work:
         return self.done[name]
 
     def data(self, task: str) -> dict:
-        """{train, dev, test: Dataset} of "rt" or "spam"; test is opened by name like the rest but read only by `finish`."""
+        """{train, dev, test: Dataset} of "rt" or "spam"; test is opened by name like the rest but read only by
+        `finish`."""
         if task not in self._data:
             from pysmezo import data
 
@@ -102,7 +106,7 @@ def density(run, count_now: bool) -> float:
     return selected / sum(linear.values())
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- pieces
 
 
 def diagnose(work: Work, task: str, name: str, noise: str = "gaussian8", operand: str = "nearest") -> dict:
@@ -135,7 +139,8 @@ def dev_scores(run, dataset) -> dict:
 def train(
     work: Work, key: str, task: str, method, seed: int, lr: float, eps: float, operand: str, steps: int, test: bool
 ) -> dict:
-    """One run to its end, from its journal if it began earlier. Looks at dev every LOOK_EVERY steps (rows of their own), and at test once."""
+    """One run to its end, from its journal if it began earlier. Looks at dev every LOOK_EVERY steps (rows of their
+    own), and at test once."""
     from pysmezo.trainer import evaluate
 
     sets = work.data(task)

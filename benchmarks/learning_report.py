@@ -1,4 +1,5 @@
-"""What the rows of the learning comparison say: paired differences with t intervals over seeds, and dev loss against forwards."""
+"""What the rows of the learning comparison say: paired differences with t intervals over seeds, and dev loss against
+forwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Llama folders of a real shape with random weights, written by numpy alone: for time and memory, never for learning."""
+"""Llama folders of a real shape with random weights, written by numpy alone: for time and memory, never for
+learning."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-# Two layers of a 7B, its vocabulary cut: 404 M weights in linear layers, 0.8 GB in bf16, past any last-level cache of a small machine.
+# Two layers of a 7B, its vocabulary cut: 404 M weights in linear layers, 0.8 GB in bf16, past any last-level cache of a
+# small machine.
 LARGE = {"hidden": 4096, "inner": 11008, "heads": 32, "kv_heads": 32, "vocab": 4096, "layers": 2}
 
 

@@ -1,9 +1,11 @@
-"""`python -m benchmarks.step --demo DIR [--json]`: our step against the textbook's and against bare forwards, in one interleaved run.
+"""`python -m benchmarks.step --demo DIR [--json]`: our step against the textbook's and against bare forwards, in one
+interleaved run.
 
-DIR is what `pysmezo demo --prepare DIR` makes. Two batches: 16 x 64 unpadded tokens, and the demo's own (padded for torch as a collator pads it,
-packed for us). The torch side lives in a child process that waits on a pipe while we run, so each side has the cores alone. A step of ours
-includes the catch-up of the record before it and a synced journal. The textbook gets labels at every position of the unpadded batch, so all
-logits are computed; we get one label a text. `--large` adds two layers of a 7B with random weights, which no last-level cache holds.
+DIR is what `pysmezo demo --prepare DIR` makes. Two batches: 16 x 64 unpadded tokens, and the demo's own (padded for
+torch as a collator pads it, packed for us). The torch side lives in a child process that waits on a pipe while we run,
+so each side has the cores alone. A step of ours includes the catch-up of the record before it and a synced journal. The
+textbook gets labels at every position of the unpadded batch, so all logits are computed; we get one label a text.
+`--large` adds two layers of a 7B with random weights, which no last-level cache holds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`python -m benchmarks.textbook --demo DIR`: the textbook MeZO step and bare forwards of transformers, bf16, 2 threads.
+"""`python -m benchmarks.textbook --demo DIR`: the textbook MeZO step and bare forwards of transformers, bf16, 2
+threads.
 
 DIR is what `pysmezo demo --prepare DIR` makes; with only a `model/` in it, the demo's batches are not run.
 """

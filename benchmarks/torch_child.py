@@ -1,8 +1,9 @@
 """The torch side of the benchmarks, in a process of its own, commanded over pipes (`common.Child`).
 
-The textbook step is MeZO as published (arXiv 2305.17333, algorithm 1; the form of its authors' trainer): four passes over all parameters, each drawing
-z again by torch.normal from the step's seed and writing p = p + scale * z out of place; two forwards of a bf16 transformers model with labels
-given, so that logits of every position are computed. Nothing here is tuned down; nothing is tuned up either: it is what one writes.
+The textbook step is MeZO as published (arXiv 2305.17333, algorithm 1; the form of its authors' trainer): four passes
+over all parameters, each drawing z again by torch.normal from the step's seed and writing p = p + scale * z out of
+place; two forwards of a bf16 transformers model with labels given, so that logits of every position are computed.
+Nothing here is tuned down; nothing is tuned up either: it is what one writes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def load(model: str, threads: int = 2) -> dict:
 
 
 def batch(name: str, input_ids: list, attention_mask: list | None = None, labels: list | None = None) -> dict:
-    """Keeps a batch under a name. Without a mask it is unpadded, and every position is a label unless labels are given."""
+    """Keeps a batch under a name. Without a mask it is unpadded, and every position is a label unless labels are
+    given."""
     torch = STATE["torch"]
     ids = torch.tensor(input_ids)
     STATE["batches"][name] = {"input_ids": ids, "labels": ids.clone() if labels is None else torch.tensor(labels)}
@@ -82,7 +84,8 @@ def textbook(name: str, seed: int, eps: float = 1e-3, lr: float = 1e-7) -> dict:
 
 
 def forwards(name: str, body_only: bool) -> dict:
-    """Two bare forwards: the decoder alone (to the last hidden states), or with logits of every position and the loss."""
+    """Two bare forwards: the decoder alone (to the last hidden states), or with logits of every position and the
+    loss."""
     b = STATE["batches"][name]
     with STATE["torch"].inference_mode():
         start = time.perf_counter()

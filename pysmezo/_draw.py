@@ -54,8 +54,8 @@ def _learning(ax, steps, evaluations, run) -> None:
     x = np.array([s["step"] for s in steps])
     loss = np.array([np.nan if s["loss"] is None else s["loss"] for s in steps])
     ax.plot(x, loss, color=SOFT, linewidth=0.6, label="batch loss")
-    window = max(1, round(WINDOW * len(steps)))
-    ax.plot(x, smoothed(loss, window), color=INK, linewidth=1.4, label=f"mean of {window} steps")
+    window = max(10, round(WINDOW * len(steps)))
+    ax.plot(x, smoothed(loss, window), color=INK, linewidth=1.4, label=f"mean of the last {window}")
     ax.set(title="Learning", xlabel="step", ylabel="loss (nats)")
     low, high = np.nanpercentile(loss, [0.5, 99.5])
     ax.set_ylim(low - 0.1 * (high - low) - 1e-3, high + 0.1 * (high - low) + 1e-3)
@@ -88,15 +88,16 @@ def _memory(ax, steps, run) -> None:
         if run.get(key):
             ax.axhline(run[key] / MIB, color=color, linestyle="--", linewidth=1.0, label=label)
     ax.set(title="Memory", xlabel="step", ylabel="MiB", ylim=(0, None))
-    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    ax.legend(fontsize=8, frameon=False, loc="center right")
 
 
 def _parts(ax, steps, parts) -> None:
     n = len(steps)
     total = sum(s["seconds"] for s in steps) / n
-    rows = sorted(((name, seconds / n) for name, seconds in parts.items()), key=lambda r: r[1])
-    rest = total - sum(seconds for _, seconds in rows)
-    rows.insert(0, ("other", max(0.0, rest)))
+    mean = {name: seconds / n for name, seconds in parts.items()}
+    # What no part accounts for: packing the batch, the interpreter.
+    mean["other"] = mean.get("other", 0.0) + max(0.0, total - sum(mean.values()))
+    rows = sorted(mean.items(), key=lambda r: r[1])
     names, values = zip(*rows, strict=True)
     ax.barh(names, [1e3 * v for v in values], color=ACCENT, height=0.65)
     for i, v in enumerate(values):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -113,10 +112,9 @@ class Trainer:
                 self._tell("on_start", self)
                 batches = self.train.batches(run.seed, self.batch, run.step)
                 while run.step < self.steps and not self.stop:
-                    before = time.perf_counter()
                     factor = schedule_factor(self.schedule, run.step, self.steps, self.warmup)
                     result = run.train_step(next(batches), lr_scale=factor)
-                    seconds += time.perf_counter() - before
+                    seconds += result.seconds
                     peak = max(peak, result.peak_rss_bytes)
                     if writer:
                         writer.write(asdict(result))

@@ -1,12 +1,14 @@
-"""A dense float64 oracle of one zeroth-order step on a llama, in numpy, written from the equations and from nothing else.
+"""A dense float64 oracle of one zeroth-order step on a llama, in numpy, written from the equations and from nothing
+else.
 
-Sources: MeZO, arXiv 2305.17333, algorithm 1 and definition 1 (SPSA); Sparse-MeZO, arXiv 2402.15751, algorithm 1 and equation 3; the exact
-order of roundings is the library's own contract: decay first, then one fma a query, then one rounding to the stored format. It shares no
-code with the package. Noise, mask bits and rounding bits are arrays that the caller passes in, so that what is tested is what is done
-with them.
+Sources: MeZO, arXiv 2305.17333, algorithm 1 and definition 1 (SPSA); Sparse-MeZO, arXiv 2402.15751, algorithm 1 and
+equation 3; the exact order of roundings is the library's own contract: decay first, then one fma a query, then one
+rounding to the stored format. It shares no code with the package. Noise, mask bits and rounding bits are arrays that
+the caller passes in, so that what is tested is what is done with them.
 
-Traps: every fp32 operation that must match bit for bit is made here from exact arithmetic (`fma32`), never from float32 expressions, whose
-products are rounded; the losses on the other hand are plain float64 and agree with fp32 code only to a tolerance.
+Traps: every fp32 operation that must match bit for bit is made here from exact arithmetic (`fma32`), never from float32
+expressions, whose products are rounded; the losses on the other hand are plain float64 and agree with fp32 code only to
+a tolerance.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ import numpy as np
 Array = np.ndarray
 
 
-# ---------------------------------------------------------------------------------------------------------------- exact fp32 arithmetic
+# ------------------------------------------------------------------------------------------------ exact fp32 arithmetic
 
 
 def fma32(a, x, y) -> Array:
     """fp32(a * x + y) with one rounding, for fp32 inputs.
 
-    The product of two 24-bit numbers is exact in float64. Its sum with y is not: rounding to 53 bits and then to 24 can be wrong. So the
-    sum is rounded to odd first (Boldo and Melquiond 2008), which makes the second rounding right.
+    The product of two 24-bit numbers is exact in float64. Its sum with y is not: rounding to 53 bits and then to 24 can
+    be wrong. So the sum is rounded to odd first (Boldo and Melquiond 2008), which makes the second rounding right.
     """
     a, x, y = (np.asarray(v, np.float32).astype(np.float64) for v in (a, x, y))
     p = a * x
@@ -51,7 +53,8 @@ def from_bits(bits) -> Array:
 
 
 def store(values: Array, dtype: str, random_bits: Array | None) -> Array:
-    """fp32 values -> what a weight of `dtype` keeps of them, as fp32. Stochastic rounding adds the random bits below the kept ones."""
+    """fp32 values -> what a weight of `dtype` keeps of them, as fp32. Stochastic rounding adds the random bits below
+    the kept ones."""
     if dtype == "fp32":
         return np.asarray(values, np.float32)
     dropped = {"bf16+8": 8, "bf16": 16}[dtype]
@@ -63,13 +66,14 @@ def store(values: Array, dtype: str, random_bits: Array | None) -> Array:
 
 
 def split24(values: Array) -> tuple[Array, Array]:
-    """A 24-bit value -> (bf16 bits, signed tail): the nearest bf16, ties away from zero, and the difference of the 24-bit patterns."""
+    """A 24-bit value -> (bf16 bits, signed tail): the nearest bf16, ties away from zero, and the difference of the
+    24-bit patterns."""
     u24 = (fp32_bits(values) >> 8).astype(np.int64)
     hi = (u24 + 0x80) >> 8
     return hi.astype(np.uint16), (u24 - (hi << 8)).astype(np.int8)
 
 
-# --------------------------------------------------------------------------------------------------------------------- the llama forward
+# ---------------------------------------------------------------------------------------------------- the llama forward
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def rms_norm(x: Array, gain: Array, eps: float) -> Array:
 
 
 def rotate(x: Array, theta: float) -> Array:
-    """Rotary embedding, Hugging Face half layout. x: [T, heads, head_dim]; angle of pair i at position p is p * theta^(-2 i / head_dim)."""
+    """Rotary embedding, Hugging Face half layout. x: [T, heads, head_dim]; angle of pair i at position p is p *
+    theta^(-2 i / head_dim)."""
     n, _, d = x.shape
     angle = np.arange(n)[:, None, None] * theta ** (-2.0 * np.arange(d // 2) / d)
     a, b = x[..., : d // 2], x[..., d // 2 :]
@@ -117,7 +122,8 @@ def rotate(x: Array, theta: float) -> Array:
 
 
 def attend(q: Array, k: Array, v: Array) -> Array:
-    """Causal softmax attention. q: [T, heads, d]; k, v: [T, kv_heads, d]; each kv head serves heads / kv_heads query heads in a row."""
+    """Causal softmax attention. q: [T, heads, d]; k, v: [T, kv_heads, d]; each kv head serves heads / kv_heads query
+    heads in a row."""
     n, heads, d = q.shape
     group = heads // k.shape[1]
     hidden_from = np.triu(np.ones((n, n), bool), 1)
@@ -151,7 +157,7 @@ def forward(weights: dict[str, Array], config: Config, tokens) -> Array:
     return x @ (embedding if config.tied else w["lm_head.weight"]).T
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- the losses
+# ----------------------------------------------------------------------------------------------------------- the losses
 
 
 @dataclass(frozen=True)
@@ -167,10 +173,11 @@ class Label:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences that do not see each other; an option of a choice is a whole sequence, prompt included, whatever the package shares.
+    """Sequences that do not see each other; an option of a choice is a whole sequence, prompt included, whatever the
+    package shares.
 
-    task: "language_model"; "candidates" (one label an example, its target unused; scores are the logits of `candidates`); "sequences"
-    (score of an option: mean log-probability of its labels).
+    task: "language_model"; "candidates" (one label an example, its target unused; scores are the logits of
+    `candidates`); "sequences" (score of an option: mean log-probability of its labels).
     """
 
     sequences: list
@@ -182,7 +189,8 @@ class Batch:
 
     @staticmethod
     def padded(input_ids, attention_mask, labels) -> Batch:
-        """From Hugging Face arrays [B, T]: a label at column t is predicted at the column before it; -100 is no label."""
+        """From Hugging Face arrays [B, T]: a label at column t is predicted at the column before it; -100 is no
+        label."""
         sequences, found = [], []
         for i, (ids, mask, wanted) in enumerate(zip(input_ids, attention_mask, labels, strict=True)):
             real = [t for t in range(len(ids)) if mask[t]]
@@ -224,11 +232,12 @@ def reduce(total: Array, count: Array, reduction: str) -> float:
     return float(np.mean(total / count)) if reduction == "example" else float(total.sum() / count.sum())
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ the step
+# ------------------------------------------------------------------------------------------------------------- the step
 
 
 def threshold(w0: Array, sparsity: float) -> np.float32:
-    """h: the k-th smallest |w0|, k = max(1, round((1 - sparsity) * n)). sparsity is the frozen fraction; at 0 nothing is frozen."""
+    """h: the k-th smallest |w0|, k = max(1, round((1 - sparsity) * n)). sparsity is the frozen fraction; at 0 nothing
+    is frozen."""
     if sparsity == 0:
         return np.float32(np.inf)
     magnitudes = np.sort(np.abs(np.asarray(w0, np.float32)).ravel())
@@ -238,7 +247,7 @@ def threshold(w0: Array, sparsity: float) -> np.float32:
 
 @dataclass
 class Step:
-    losses: Array  # per example, mean over its tokens: [2 * queries, n_examples], rows +eps, -eps of query 0, then of query 1, ...
+    losses: Array  # of each example, mean over its tokens; [2 * queries, n_examples], + and - of a query adjacent
     reduced: Array  # [2 * queries]
     scalars: Array  # g of every query, float64, by SPSA
     masks: dict[str, Array] = field(default_factory=dict)
@@ -263,7 +272,8 @@ def update(
     values: str = "fp32",
     random_bits=None,
 ):
-    """One tensor after one record. z: one array a query. The mask is of the value before the record; outside it, bits are kept."""
+    """One tensor after one record. z: one array a query. The mask is of the value before the record; outside it, bits
+    are kept."""
     old = np.asarray(w, np.float32)
     new = old
     decay = np.float32(lr * weight_decay)

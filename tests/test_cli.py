@@ -80,7 +80,8 @@ def test_unknown_verb_lists_the_verbs(capsys):
 
 def test_help(capsys):
     assert cli.main(["--help"]) == 0
-    assert all(verb in capsys.readouterr().out for verb in cli.VERBS)
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in cli.VERBS)
     assert cli.main([]) == cli.USAGE
     assert cli.main(["--version"]) == 0
 

@@ -1,4 +1,5 @@
-"""The oracle is itself tested: its arithmetic against exact fractions, its forward against transformers, its scalar against a derivative.
+"""The oracle is itself tested: its arithmetic against exact fractions, its forward against transformers, its scalar
+against a derivative.
 
 The transformers parts are skipped where torch is not installed; the rest always runs.
 """
@@ -23,7 +24,7 @@ def loss(weights: dict, shape: oracle.Config, batch: oracle.Batch) -> float:
     return oracle.reduce(*oracle.example_losses(weights, shape, batch), "example")
 
 
-# ------------------------------------------------------------------------------------------------------------------------- fp32 arithmetic
+# ------------------------------------------------------------------------------------------------------ fp32 arithmetic
 
 
 def fraction_to_fp32(x: Fraction) -> np.float32:
@@ -49,7 +50,10 @@ def test_fma32_is_exact_arithmetic_rounded_once():
     y = (rng.normal(size=4000) * 10.0 ** rng.integers(-3, 3, 4000)).astype(np.float32)
     got = oracle.fma32(a, x, y)
     want = np.array(
-        [fraction_to_fp32(Fraction(float(i)) * Fraction(float(j)) + Fraction(float(k))) for i, j, k in zip(a, x, y)]
+        [
+            fraction_to_fp32(Fraction(float(i)) * Fraction(float(j)) + Fraction(float(k)))
+            for i, j, k in zip(a, x, y, strict=True)
+        ]
     )
     assert np.array_equal(got.view(np.uint32), want.astype(np.float32).view(np.uint32))
 
@@ -89,12 +93,12 @@ def test_split24_gives_the_value_back():
     assert np.abs(oracle.from_bits(hi.astype(np.uint32) << 16) - w).max() <= np.abs(w).max() * 2**-8
 
 
-# --------------------------------------------------------------------------------------------------------------------- the forward, losses
+# -------------------------------------------------------------------------------------------------- the forward, losses
 
 
 def transformers_logits(c: dict, weights: dict, tokens, exact: bool) -> np.ndarray:
-    """LlamaForCausalLM in float64. As it stands it makes norms and rotary angles in fp32 whatever the model's dtype; `exact` replaces those
-    two places by torch's own float64 functions."""
+    """LlamaForCausalLM in float64. As it stands it makes norms and rotary angles in fp32 whatever the model's dtype;
+    `exact` replaces those two places by torch's own float64 functions."""
     torch = pytest.importorskip("torch")
     modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
     keep = {k: v for k, v in c.items() if k != "rope_theta"}
@@ -154,7 +158,8 @@ def test_losses_equal_torch_cross_entropy():
 
 
 def test_choice_by_candidates_and_by_sequences_agree_on_single_tokens():
-    # A one-token option's log-probability and its logit differ by the same normaliser for every option, so the cross-entropies are equal.
+    # A one-token option's log-probability and its logit differ by the same normaliser for every option, so the cross-
+    # entropies are equal.
     weights, shape = random_weights(CONFIG), oracle.Config.of(CONFIG)
     prompts = [[3, 7, 9], [11, 2, 5, 8]]
     options, answers = (17, 29, 40), (2, 0)
@@ -181,7 +186,7 @@ def test_padding_does_not_reach_the_losses():
     assert [(y.sequence, y.position, y.target) for y in batch.labels] == [(0, 0, 9), (0, 1, 13), (1, 1, 8)]
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- the step
+# ------------------------------------------------------------------------------------------------------------- the step
 
 
 def test_threshold_counts_and_ties():
@@ -194,7 +199,8 @@ def test_threshold_counts_and_ties():
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.75])
 def test_scalar_is_the_directional_derivative(sparsity):
-    """g -> grad . (m z) with an error of order eps^2; the derivative is taken by Richardson extrapolation, no autograd anywhere."""
+    """g -> grad . (m z) with an error of order eps^2; the derivative is taken by Richardson extrapolation, no autograd
+    anywhere."""
     weights, shape = random_weights(CONFIG), oracle.Config.of(CONFIG)
     rng = np.random.default_rng(5)
     batch = batch_of(rng, CONFIG["vocab_size"])

@@ -1,7 +1,9 @@
-"""One step of the package against the float64 oracle: losses to 2e-6 relative in fp32, weights bit for bit given scalar and z.
+"""One step of the package against the float64 oracle: losses to 2e-6 relative in fp32, weights bit for bit given scalar
+and z.
 
-What the two share is z, mask bits and rounding bits, taken from pysmezo._core by address (I6) and tested on their own against a Philox
-in Python. lr and eps here are powers of two: exact in every format, so that no rounding of a parameter blurs a comparison.
+What the two share is z, mask bits and rounding bits, taken from pysmezo._core by address (I6) and tested on their own
+against a Philox in Python. lr and eps here are powers of two: exact in every format, so that no rounding of a parameter
+blurs a comparison.
 """
 
 from types import SimpleNamespace
@@ -109,7 +111,8 @@ def assert_same_bits(got, want):
 
 
 def check_steps(folder, base, tmp_path, method, n_steps=2, values="fp32", losses=True, **options):
-    """Runs n steps; every step's losses, scalars and weights against the oracle started from the package's own weights before it."""
+    """Runs n steps; every step's losses, scalars and weights against the oracle started from the package's own weights
+    before it."""
     bits = {"fp32": 0, "bf16+8": 8, "bf16": 16}[values]
     trained = trained_of(method, base)
     with open_run(folder, tmp_path, method, values=values, **options) as run:
@@ -176,7 +179,8 @@ def test_step_equals_the_oracle_reduction_token(folders, tmp_path):
 @pytest.mark.parametrize("values", ["bf16+8", "bf16"])
 @pytest.mark.parametrize("method", [MeZO(), SparseMeZO(sparsity=0.75, queries=2, weight_decay=0.25)], ids=repr)
 def test_stochastic_rounding_of_stored_values_equals_the_oracle(folders, tmp_path, method, values):
-    # A bf16 base: what trains starts as the very values of the file. Operands are then bf16, so the losses are not compared here.
+    # A bf16 base: what trains starts as the very values of the file. Operands are then bf16, so the losses are not
+    # compared here.
     check_steps(*folders["bf16"], tmp_path, method, n_steps=3, values=values, losses=False, dtype="auto")
 
 
@@ -189,7 +193,8 @@ PROMPTS = [[3, 7, 9, 20], [11, 2, 5], [90, 4, 4, 8, 31, 6]]
 
 
 def choice(options, answers=(1, 0, 1)):
-    """A choice between token sequences after PROMPTS, as users give it, and for the oracle every option as a whole sequence."""
+    """A choice between token sequences after PROMPTS, as users give it, and for the oracle every option as a whole
+    sequence."""
     given = SimpleNamespace(
         prompts=[np.array(p, np.int32) for p in PROMPTS], options=options, labels=np.array(answers, np.int32)
     )
@@ -214,7 +219,8 @@ def test_choice_losses_equal_the_oracle(folders, tmp_path, options):
         probe, result = run.probe(given), run.train_step(given)
         z, mask = z_of(run, method.noise, result.step), mask_of(method, run, base)
         want = oracle.step(base, SHAPE, same, trained_of(method, base), z, mask, EPS, LR)
-    # The error is of the scores, which are of order 1; a right answer's small loss, about exp(-difference), has it whole.
+    # The error is of the scores, which are of order 1; a right answer's small loss, about exp(-difference), has it
+    # whole.
     assert np.asarray(probe.losses) == pytest.approx(want.losses, rel=LOSS_TOLERANCE, abs=LOSS_TOLERANCE)
 
 
@@ -239,7 +245,8 @@ def test_tensor_ids_are_ranks_of_names(folders, tmp_path):
 
 
 def test_records_applied_late_give_the_same_weights(folders, tmp_path):
-    """Five steps without looking at the weights between, so that records are pending and applied inside later visits (I3)."""
+    """Five steps without looking at the weights between, so that records are pending and applied inside later visits
+    (I3)."""
     folder, base = folders["fp32"]
     method = SparseMeZO(sparsity=0.75, weight_decay=0.25)
     names = trained_of(method, base)

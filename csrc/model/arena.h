@@ -1,5 +1,5 @@
-// One aligned allocation that all buffers of a forward come from. It only grows: a forward of the same size allocates nothing, since
-// freeing and asking again each layer keeps dead pages resident.
+// One aligned allocation that all buffers of a forward come from. It only grows: a forward of the same size
+// allocates nothing, since freeing and asking again each layer keeps dead pages resident.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -11,7 +11,8 @@
 
 namespace smezo {
 
-// Two passes over the same requests: the first (before `commit`) only adds up bytes, the second hands out pointers.
+// Two passes over the same requests: the first (before `commit`) only adds up bytes, the second hands out
+// pointers.
 class Arena {
  public:
   static constexpr int64_t kAlign = 64;
@@ -22,8 +23,9 @@ class Arena {
       memory_.reset();
       size_bytes_ = 0;
       memory_.reset(static_cast<char*>(std::aligned_alloc(kAlign, static_cast<size_t>(used_bytes_))));
-      check<BudgetError>(memory_ != nullptr, "model",
-                         "no memory for " + std::to_string(used_bytes_) + " bytes of activations; use fewer tokens a batch");
+      check<BudgetError>(
+          memory_ != nullptr, "model",
+          "no memory for " + std::to_string(used_bytes_) + " bytes of activations; use fewer tokens a batch");
       size_bytes_ = used_bytes_;
       // Padding columns are read and thrown away; garbage there could be denormals, which are slow.
       std::memset(memory_.get(), 0, static_cast<size_t>(size_bytes_));

@@ -22,41 +22,46 @@ void check_segments(const Batch& batch, const ModelConfig& c) {
   for (size_t i = 0; i < batch.segments.size(); ++i) {
     const Segment& s = batch.segments[i];
     const std::string name = "segment " + std::to_string(i);
-    if (s.start != at || s.len < 1) refuse(name + " starts at " + std::to_string(s.start) + " with length " + std::to_string(s.len) +
-                                           ", expected to start at " + std::to_string(at) + " with at least one token");
+    if (s.start != at || s.len < 1)
+      refuse(name + " starts at " + std::to_string(s.start) + " with length " + std::to_string(s.len) +
+             ", expected to start at " + std::to_string(at) + " with at least one token");
     at += s.len;
     int64_t length = s.len;
     if (s.parent >= 0) {
       if (s.parent >= static_cast<int64_t>(i) || batch.segments[static_cast<size_t>(s.parent)].parent >= 0)
-        refuse(name + " has parent " + std::to_string(s.parent) + ", expected an earlier segment without a parent");
+        refuse(name + " has parent " + std::to_string(s.parent) +
+               ", expected an earlier segment without a parent");
       length += batch.segments[static_cast<size_t>(s.parent)].len;
       // The text's length sets the frequencies of its prompt too, and another option's may differ.
       if (c.rope.kind == RopeKind::dynamic && length > c.max_position)
-        refuse(name + " shares a prompt and is " + std::to_string(length) + " tokens long in all, expected at most " +
-               std::to_string(c.max_position) + " with dynamic rope; give the prompt to each option instead");
+        refuse(name + " shares a prompt and is " + std::to_string(length) +
+               " tokens long in all, expected at most " + std::to_string(c.max_position) +
+               " with dynamic rope; give the prompt to each option instead");
     }
     if (length > c.max_length()) {
-      refuse(name + " is " + std::to_string(length) + " tokens long, expected at most " + std::to_string(c.max_length()) +
-             " (max_position_embeddings); truncate the text");
+      refuse(name + " is " + std::to_string(length) + " tokens long, expected at most " +
+             std::to_string(c.max_length()) + " (max_position_embeddings); truncate the text");
     }
   }
   if (at != static_cast<int64_t>(batch.tokens.size()))
-    refuse("segments cover " + std::to_string(at) + " of " + std::to_string(batch.tokens.size()) + " tokens, expected all");
+    refuse("segments cover " + std::to_string(at) + " of " + std::to_string(batch.tokens.size()) +
+           " tokens, expected all");
 }
 
 }  // namespace
 
 void check_batch(const Batch& batch, const ModelConfig& c, bool want_logits) {
   if (batch.tokens.empty()) refuse("no tokens; expected at least one");
-  for (size_t i = 0; i < batch.tokens.size(); ++i) check_token(batch.tokens[i], c, " at position " + std::to_string(i));
+  for (size_t i = 0; i < batch.tokens.size(); ++i)
+    check_token(batch.tokens[i], c, " at position " + std::to_string(i));
   check_segments(batch, c);
   if (batch.labels.empty()) refuse("no label, so nothing to predict; are all labels -100?");
   const bool candidates = batch.task == Task::choice_candidates;
   for (size_t i = 0; i < batch.labels.size(); ++i) {
     const Label& l = batch.labels[i];
     if (l.position < 0 || l.position >= static_cast<int64_t>(batch.tokens.size()))
-      refuse("label " + std::to_string(i) + " is at position " + std::to_string(l.position) + ", expected 0.." +
-             std::to_string(batch.tokens.size() - 1));
+      refuse("label " + std::to_string(i) + " is at position " + std::to_string(l.position) +
+             ", expected 0.." + std::to_string(batch.tokens.size() - 1));
     if (!candidates && !want_logits) check_token(l.target, c, " as target of label " + std::to_string(i));
   }
   if (candidates && batch.candidates.empty()) refuse("no candidates; expected the token ids of the options");

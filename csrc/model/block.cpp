@@ -54,7 +54,8 @@ void attend(Forward& f) {
   });
 }
 
-// Moves the label columns of the residual and of the attended values to the front; in place, since columns only move left.
+// Moves the label columns of the residual and of the attended values to the front; in place, since columns
+// only move left.
 void keep_label_columns(Forward& f) {
   const int64_t d = f.config.hidden_size, rows = d + f.config.n_heads * f.config.head_dim;
   constexpr int64_t kRows = 64;
@@ -87,8 +88,9 @@ void run_block(Forward& f, const LayerTensors& layer, bool last) {
 
   norm_and_pack(f, layer.input_norm, n_panels);
   f.times.spent(Part::other);
-  f.weights.multiply({{layer.q, layer.q_bias, w.q}, {layer.k, layer.k_bias, w.k}, {layer.v, layer.v_bias, w.v}},
-                     c.hidden_size, w.packed, n_panels, w.ld, Epilogue::store, w.strip);
+  f.weights.multiply(
+      {{layer.q, layer.q_bias, w.q}, {layer.k, layer.k_bias, w.k}, {layer.v, layer.v_bias, w.v}},
+      c.hidden_size, w.packed, n_panels, w.ld, Epilogue::store, w.strip);
   f.times.spent(Part::qkv);
   rotate(f, n_panels);
   attend(f);
@@ -101,19 +103,20 @@ void run_block(Forward& f, const LayerTensors& layer, bool last) {
     kernels.pack(f.context.compute, w.attended[b], w.ld, c.n_heads * c.head_dim, panel0, n, w.packed[b]);
   });
   f.times.spent(Part::other);
-  f.weights.multiply({{layer.o, layer.o_bias, w.x}}, c.n_heads * c.head_dim, w.packed, n_panels, w.ld, Epilogue::add,
-                     w.strip);
+  f.weights.multiply({{layer.o, layer.o_bias, w.x}}, c.n_heads * c.head_dim, w.packed, n_panels, w.ld,
+                     Epilogue::add, w.strip);
   f.times.spent(Part::o);
 
   norm_and_pack(f, layer.post_norm, n_panels);
   f.times.spent(Part::other);
-  f.weights.multiply({{layer.gate, layer.gate_bias, w.gate}, {layer.up, layer.up_bias, w.up}}, c.hidden_size, w.packed,
-                     n_panels, w.ld, Epilogue::store, w.strip);
+  f.weights.multiply({{layer.gate, layer.gate_bias, w.gate}, {layer.up, layer.up_bias, w.up}}, c.hidden_size,
+                     w.packed, n_panels, w.ld, Epilogue::store, w.strip);
   for_panels(f, n_panels, [&](size_t b, int64_t panel0, int64_t n) {
-    kernels.silu_mul_pack(f.context.compute, w.gate[b], w.up[b], w.ld, c.intermediate_size, panel0, n, w.packed[b]);
+    kernels.silu_mul_pack(f.context.compute, w.gate[b], w.up[b], w.ld, c.intermediate_size, panel0, n,
+                          w.packed[b]);
   });
-  f.weights.multiply({{layer.down, layer.down_bias, w.x}}, c.intermediate_size, w.packed, n_panels, w.ld, Epilogue::add,
-                     w.strip);
+  f.weights.multiply({{layer.down, layer.down_bias, w.x}}, c.intermediate_size, w.packed, n_panels, w.ld,
+                     Epilogue::add, w.strip);
   f.times.spent(Part::mlp);
 }
 

@@ -17,7 +17,8 @@ struct Forward {
 // RMS norm of x over panels [0, n_panels), packed for the next product.
 void norm_and_pack(Forward& f, int64_t norm, int64_t n_panels);
 
-// With `last`, everything after attention is done for label columns only: x then holds work.columns.size() columns.
+// With `last`, everything after attention is done for label columns only: x then holds work.columns.size()
+// columns.
 void run_block(Forward& f, const LayerTensors& layer, bool last);
 
 }  // namespace smezo

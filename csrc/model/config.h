@@ -1,11 +1,13 @@
-// What config.json says about the mathematics of a model. Every key that could change it is understood or refused.
+// What config.json says about the mathematics of a model. Every key that could change it is understood or
+// refused.
 #pragma once
 #include <cstdint>
 #include <string>
 
 namespace smezo {
 
-// Rope kinds as transformers' modeling_rope_utils defines them. longrope, proportional and multi-axis kinds are refused.
+// Rope kinds as transformers' modeling_rope_utils defines them. longrope, proportional and multi-axis kinds
+// are refused.
 enum class RopeKind : uint8_t { standard, linear, dynamic, llama3, yarn };
 
 struct RopeConfig {
@@ -17,8 +19,9 @@ struct RopeConfig {
   double high_freq_factor = 4;       // llama3
   double beta_fast = 32;             // yarn
   double beta_slow = 1;              // yarn
-  double attention_factor = 1;       // yarn: what cos and sin are multiplied by, already worked out from mscale and factor
-  bool truncate = true;              // yarn
+  double attention_factor =
+      1;  // yarn: what cos and sin are multiplied by, already worked out from mscale and factor
+  bool truncate = true;  // yarn
 };
 
 struct ModelConfig {
@@ -38,7 +41,8 @@ struct ModelConfig {
   bool tied = false;  // lm_head is the embedding
   RopeConfig rope;
 
-  // The longest text the model takes: max_position, or factor times it where the rope kind grows with the text (dynamic).
+  // The longest text the model takes: max_position, or factor times it where the rope kind grows with the
+  // text (dynamic).
   int64_t max_length() const;
 };
 

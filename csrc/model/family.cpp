@@ -6,7 +6,8 @@
 namespace smezo {
 namespace {
 
-// model_type, attention_bias, mlp_bias, sliding_window, default window, default kv heads, default max_position_embeddings
+// model_type, attention_bias, mlp_bias, sliding_window, default window, default kv heads, default
+// max_position_embeddings
 constexpr Family kFamilies[] = {
     {"llama", true, true, false, 0, 0, 2048},
     {"mistral", false, false, true, 4096, 8, 131072},

@@ -1,4 +1,5 @@
-// The end of the model: logits at label columns, of candidates only, of everything, or only what a log-probability needs.
+// The end of the model: logits at label columns, of candidates only, of everything, or only what a
+// log-probability needs.
 #pragma once
 #include <vector>
 

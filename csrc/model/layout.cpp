@@ -14,7 +14,8 @@ ModelTensors tensors_of(const ModelConfig& config) {
   for (const ParameterSpec& p : parameters_of(config)) {
     const int64_t id = static_cast<int64_t>(ids.size());
     ids[p.name] = id;
-    if (!p.block_linear && p.name != "lm_head.weight" && p.name != "model.embed_tokens.weight") out.vectors.push_back(id);
+    if (!p.block_linear && p.name != "lm_head.weight" && p.name != "model.embed_tokens.weight")
+      out.vectors.push_back(id);
   }
   const auto find = [&](const std::string& name) {
     const auto it = ids.find(name);

@@ -12,7 +12,8 @@ constexpr int64_t kNoTensor = -1;
 struct LayerTensors {
   int64_t input_norm, post_norm;
   int64_t q, k, v, o, gate, up, down;
-  int64_t q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;  // kNoTensor where the config has none
+  int64_t q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias,
+      down_bias;  // kNoTensor where the config has none
 };
 
 struct ModelTensors {

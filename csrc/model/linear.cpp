@@ -11,7 +11,8 @@
 namespace smezo {
 namespace {
 
-constexpr int64_t kStripBudgetBytes = 256 * 1024;  // operands of both signs: half of a common second-level cache
+constexpr int64_t kStripBudgetBytes =
+    256 * 1024;  // operands of both signs: half of a common second-level cache
 constexpr int64_t kMaxStripRows = 64;
 
 int64_t align_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -24,8 +25,9 @@ std::vector<BranchGroup> group_branches(const std::vector<Branch>& branches) {
   BranchGroup plain;
   for (int b = 0; b < static_cast<int>(branches.size()); ++b) {
     const Branch& branch = branches[static_cast<size_t>(b)];
-    check<ArgumentError>(std::isfinite(branch.eps) && branch.eps >= 0, "model",
-                         "eps of a branch is " + std::to_string(branch.eps) + ", expected a finite value >= 0");
+    check<ArgumentError>(
+        std::isfinite(branch.eps) && branch.eps >= 0, "model",
+        "eps of a branch is " + std::to_string(branch.eps) + ", expected a finite value >= 0");
     check<ArgumentError>(branch.sign == 1 || branch.sign == -1, "model",
                          "sign of a branch is " + std::to_string(branch.sign) + ", expected +1 or -1");
     check<ArgumentError>(branch.query >= 0 && branch.query <= static_cast<int>(kMaxQuery), "model",
@@ -50,7 +52,10 @@ std::vector<BranchGroup> group_branches(const std::vector<Branch>& branches) {
 }
 
 Weights::Weights(const VisitContext& context, Store& store)
-    : context_(context), kernels_(*context.kernels), store_(store), trained_groups_(group_branches(context.branches)) {
+    : context_(context),
+      kernels_(*context.kernels),
+      store_(store),
+      trained_groups_(group_branches(context.branches)) {
   BranchGroup all;
   for (int b = 0; b < n_branches(); ++b) all.plain.push_back(b);
   plain_groups_.push_back(all);
@@ -84,19 +89,21 @@ OperandJob Weights::job_for(int64_t id, const BranchGroup& g, OperandMode mode, 
   job.compute = compute;
   job.eps = g.eps;
   if (g.eps > 0) {
-    job.dir = direction_of((*context_.methods)[static_cast<size_t>(id)], static_cast<uint32_t>(id), context_.run_seed,
-                           context_.step, static_cast<uint32_t>(g.query));
+    job.dir = direction_of((*context_.methods)[static_cast<size_t>(id)], static_cast<uint32_t>(id),
+                           context_.run_seed, context_.step, static_cast<uint32_t>(g.query));
   }
   return job;
 }
 
-void Weights::make(const OperandJob& job, const StripRows& rows, int64_t ld_bytes, char* plus, char* minus) const {
+void Weights::make(const OperandJob& job, const StripRows& rows, int64_t ld_bytes, char* plus,
+                   char* minus) const {
   if (rows.list == nullptr) {
     kernels_.produce(job, rows.row0, rows.n, plus, minus);
     return;
   }
   for (int64_t i = 0; i < rows.n; ++i) {
-    kernels_.produce(job, rows.list[i], 1, plus ? plus + i * ld_bytes : nullptr, minus ? minus + i * ld_bytes : nullptr);
+    kernels_.produce(job, rows.list[i], 1, plus ? plus + i * ld_bytes : nullptr,
+                     minus ? minus + i * ld_bytes : nullptr);
   }
 }
 
@@ -116,7 +123,8 @@ void Weights::load_vectors(const std::vector<int64_t>& ids) {
     catch_up(id);
     const WeightView w = store_.weight(static_cast<uint32_t>(id));
     std::vector<std::vector<float>>& values = vectors_[static_cast<size_t>(id)];
-    values.assign(trained(id) ? static_cast<size_t>(n_branches()) : 1, std::vector<float>(static_cast<size_t>(w.n())));
+    values.assign(trained(id) ? static_cast<size_t>(n_branches()) : 1,
+                  std::vector<float>(static_cast<size_t>(w.n())));
     for (const BranchGroup& g : groups(id)) {
       if (g.eps == 0) {
         kernels_.decode(w, 0, w.n(), values[trained(id) ? static_cast<size_t>(g.plain[0]) : 0].data());
@@ -128,9 +136,11 @@ void Weights::load_vectors(const std::vector<int64_t>& ids) {
       const size_t n = static_cast<size_t>(kernels_.operand_ld(Compute::f32, w.cols));
       std::vector<float> plus(n + 16), minus(n + 16);
       const auto aligned = [](std::vector<float>& v) {
-        return reinterpret_cast<float*>(align_up(static_cast<int64_t>(reinterpret_cast<intptr_t>(v.data())), kStripAlign));
+        return reinterpret_cast<float*>(
+            align_up(static_cast<int64_t>(reinterpret_cast<intptr_t>(v.data())), kStripAlign));
       };
-      kernels_.produce(job_for(id, g, OperandMode::nearest, Compute::f32), 0, 1, aligned(plus), aligned(minus));
+      kernels_.produce(job_for(id, g, OperandMode::nearest, Compute::f32), 0, 1, aligned(plus),
+                       aligned(minus));
       if (g.plus >= 0) std::copy_n(aligned(plus), w.cols, values[static_cast<size_t>(g.plus)].data());
       if (g.minus >= 0) std::copy_n(aligned(minus), w.cols, values[static_cast<size_t>(g.minus)].data());
     }
@@ -142,8 +152,8 @@ const float* Weights::vector(int64_t id, int branch) const {
   return values[values.size() == 1 ? 0 : static_cast<size_t>(branch)].data();
 }
 
-void Weights::embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column, const std::vector<float*>& out,
-                    int64_t ld, void* scratch) const {
+void Weights::embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column,
+                    const std::vector<float*>& out, int64_t ld, void* scratch) const {
   const WeightView w = store_.weight(static_cast<uint32_t>(id));
   const int64_t d = w.cols, row_floats = kernels_.operand_ld(Compute::f32, d);
   float* const plus = static_cast<float*>(scratch);
@@ -161,22 +171,24 @@ void Weights::embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column
       continue;
     }
     const StripRows rows{0, n, tokens};
-    make(job_for(id, g, OperandMode::nearest, Compute::f32), rows, row_floats * static_cast<int64_t>(sizeof(float)),
-         reinterpret_cast<char*>(plus), reinterpret_cast<char*>(minus));
+    make(job_for(id, g, OperandMode::nearest, Compute::f32), rows,
+         row_floats * static_cast<int64_t>(sizeof(float)), reinterpret_cast<char*>(plus),
+         reinterpret_cast<char*>(minus));
     if (g.plus >= 0) scatter(plus, g.plus);
     if (g.minus >= 0) scatter(minus, g.minus);
   }
 }
 
-void Weights::multiply_strip(int64_t id, const StripRows& rows, const std::vector<void*>& packed, int64_t n_panels,
-                             const std::vector<float*>& out, int64_t ld, Epilogue epilogue, char* scratch) const {
+void Weights::multiply_strip(int64_t id, const StripRows& rows, const std::vector<void*>& packed,
+                             int64_t n_panels, const std::vector<float*>& out, int64_t ld, Epilogue epilogue,
+                             char* scratch) const {
   const int64_t k = store_.weight(static_cast<uint32_t>(id)).cols;
   const int64_t row_bytes = operand_row_bytes(context_.compute, k);
   char* const plus = scratch;
   char* const minus = scratch + align_up(strip_rows(k) * row_bytes, kStripAlign);
   const auto gemm = [&](int branch, const char* operand, float alpha, Epilogue e) {
-    kernels_.gemm(context_.compute, operand, rows.n, k, packed[static_cast<size_t>(branch)], n_panels, alpha, e,
-                  out[static_cast<size_t>(branch)], ld);
+    kernels_.gemm(context_.compute, operand, rows.n, k, packed[static_cast<size_t>(branch)], n_panels, alpha,
+                  e, out[static_cast<size_t>(branch)], ld);
   };
   for (const BranchGroup& g : groups(id)) {
     const OperandJob job = job_for(id, g, context_.mode, context_.compute);
@@ -221,8 +233,8 @@ void Weights::multiply(const std::vector<LinearPart>& parts, int64_t k, const st
     const Visited& v = visited[i];
     const int64_t row0 = (item - v.strip0) * strip, n = std::min(strip, v.w.rows - row0);
     if (!v.records.empty()) {
-      catch_up_rows(v.w, (*context_.methods)[static_cast<size_t>(p.weight)], context_.run_seed, v.records, kernels_, row0,
-                    n);
+      catch_up_rows(v.w, (*context_.methods)[static_cast<size_t>(p.weight)], context_.run_seed, v.records,
+                    kernels_, row0, n);
     }
     std::vector<float*> out(p.out);
     for (float*& o : out) o += row0 * ld;

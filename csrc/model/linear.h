@@ -1,5 +1,6 @@
-// Weights as the branches see them: the only model file that knows direction. A strip of rows is caught up with its pending records, each
-// query's operands are made from the stored weight into scratch (I5), and every branch multiplies its own (DESIGN section 5).
+// Weights as the branches see them: the only model file that knows direction. A strip of rows is caught up
+// with its pending records, each query's operands are made from the stored weight into scratch (I5), and
+// every branch multiplies its own (DESIGN section 5).
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -17,7 +18,8 @@ struct BranchGroup {
   std::vector<int> plain;
 };
 
-// Groups of the branches for a trained tensor. ArgumentError: a sign that is not +1 or -1, a negative or non-finite eps, no branch.
+// Groups of the branches for a trained tensor. ArgumentError: a sign that is not +1 or -1, a negative or
+// non-finite eps, no branch.
 std::vector<BranchGroup> group_branches(const std::vector<Branch>& branches);
 
 // Row numbers of a strip: a range, or a list (candidates).
@@ -41,7 +43,8 @@ class Weights {
 
   int n_branches() const { return static_cast<int>(context_.branches.size()); }
 
-  // Bytes of scratch a thread needs for strips with k columns, and the rows of such a strip: at most 256 KiB of operands of both signs.
+  // Bytes of scratch a thread needs for strips with k columns, and the rows of such a strip: at most 256 KiB
+  // of operands of both signs.
   int64_t strip_rows(int64_t k) const;
   int64_t strip_bytes(int64_t k) const;
   int64_t embed_bytes(int64_t d) const;
@@ -53,15 +56,16 @@ class Weights {
   // Every row of a tensor gets its pending records. For tensors of which only some rows are read.
   void catch_up(int64_t id);
 
-  // Sixteen rows of the embedding, w + sign eps m z in fp32 (not rounded to bf16), written as columns [column, column + n) of out[b]
-  // [d][ld]. `scratch`: embed_bytes.
-  void embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column, const std::vector<float*>& out, int64_t ld,
-             void* scratch) const;
+  // Sixteen rows of the embedding, w + sign eps m z in fp32 (not rounded to bf16), written as columns
+  // [column, column + n) of out[b] [d][ld]. `scratch`: embed_bytes.
+  void embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column, const std::vector<float*>& out,
+             int64_t ld, void* scratch) const;
 
-  // All parts read the same packed activations (one a branch) of k features and n_panels panels. One parallel region over row strips of
-  // all parts; pending records are applied on the way. `scratch(thread)`: strip_bytes(k).
-  void multiply(const std::vector<LinearPart>& parts, int64_t k, const std::vector<void*>& packed, int64_t n_panels,
-                int64_t ld, Epilogue epilogue, const std::vector<char*>& scratch);
+  // All parts read the same packed activations (one a branch) of k features and n_panels panels. One parallel
+  // region over row strips of all parts; pending records are applied on the way. `scratch(thread)`:
+  // strip_bytes(k).
+  void multiply(const std::vector<LinearPart>& parts, int64_t k, const std::vector<void*>& packed,
+                int64_t n_panels, int64_t ld, Epilogue epilogue, const std::vector<char*>& scratch);
 
   // One strip on the calling thread: out[b] [rows.n][ld]. The tensor must have been caught up.
   void multiply_strip(int64_t id, const StripRows& rows, const std::vector<void*>& packed, int64_t n_panels,
@@ -69,7 +73,9 @@ class Weights {
 
  private:
   bool trained(int64_t id) const;
-  const std::vector<BranchGroup>& groups(int64_t id) const { return trained(id) ? trained_groups_ : plain_groups_; }
+  const std::vector<BranchGroup>& groups(int64_t id) const {
+    return trained(id) ? trained_groups_ : plain_groups_;
+  }
   OperandJob job_for(int64_t id, const BranchGroup& g, OperandMode mode, Compute compute) const;
   void make(const OperandJob& job, const StripRows& rows, int64_t ld_bytes, char* plus, char* minus) const;
   int64_t operand_row_bytes(Compute compute, int64_t k) const;

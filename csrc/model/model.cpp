@@ -26,7 +26,8 @@ struct Model::Impl {
 void Model::Impl::fill_rope(const Batch& batch, Workspace& w) {
   for (const Segment& s : batch.segments) {
     const int64_t before = s.parent >= 0 ? batch.segments[static_cast<size_t>(s.parent)].len : 0;
-    for (int64_t i = 0; i < s.len; ++i) rope.fill(before + i, before + s.len, s.start + i, w.ld, w.cos, w.sin);
+    for (int64_t i = 0; i < s.len; ++i)
+      rope.fill(before + i, before + s.len, s.start + i, w.ld, w.cos, w.sin);
   }
 }
 
@@ -49,9 +50,10 @@ Model::Model(const ModelConfig& config, Store& store) : impl_(std::make_unique<I
     const TensorRequest& r = store.request(static_cast<uint32_t>(i));
     const ParameterSpec& p = expected[i];
     check<FormatError>(r.name == p.name && r.rows == p.rows && r.cols == p.cols, "model",
-                       "tensor " + std::to_string(i) + " of the store is " + r.name + " [" + std::to_string(r.rows) + ", " +
-                           std::to_string(r.cols) + "], expected " + p.name + " [" + std::to_string(p.rows) + ", " +
-                           std::to_string(p.cols) + "] by config.json");
+                       "tensor " + std::to_string(i) + " of the store is " + r.name + " [" +
+                           std::to_string(r.rows) + ", " + std::to_string(r.cols) + "], expected " + p.name +
+                           " [" + std::to_string(p.rows) + ", " + std::to_string(p.cols) +
+                           "] by config.json");
   }
 }
 
@@ -75,7 +77,8 @@ ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bo
   for (size_t l = 0; l < layers.size(); ++l) run_block(f, layers[l], l + 1 == layers.size());
   ForwardResult result;
   result.values = run_head(f, impl_->tensors, want_logits);
-  for (int p = 0; p < kParts; ++p) result.parts.emplace_back(kPartNames[static_cast<size_t>(p)], times.seconds(p));
+  for (int p = 0; p < kParts; ++p)
+    result.parts.emplace_back(kPartNames[static_cast<size_t>(p)], times.seconds(p));
   return result;
 }
 

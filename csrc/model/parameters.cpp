@@ -1,4 +1,5 @@
-// Names and shapes of the llama family's parameters. Ids are ranks in byte order, so layer 10 comes before layer 2 (I6).
+// Names and shapes of the llama family's parameters. Ids are ranks in byte order, so layer 10 comes before
+// layer 2 (I6).
 #include <algorithm>
 
 #include "model/model.h"

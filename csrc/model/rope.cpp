@@ -1,6 +1,7 @@
-// Formulas: RoFormer (arXiv 2104.09864); linear (Chen et al., arXiv 2306.15595); dynamic NTK; llama3 (Llama 3.1); YaRN (arXiv 2309.00071),
-// all in the form transformers' modeling_rope_utils gives them. Angles are rounded where transformers rounds them (inverse frequency and
-// position times frequency in fp32): at position 8000 a freer choice would differ by more than 1e-4 rad.
+// Formulas: RoFormer (arXiv 2104.09864); linear (Chen et al., arXiv 2306.15595); dynamic NTK; llama3
+// (Llama 3.1); YaRN (arXiv 2309.00071), all in the form transformers' modeling_rope_utils gives them. Angles
+// are rounded where transformers rounds them (inverse frequency and position times frequency in fp32): at
+// position 8000 a freer choice would differ by more than 1e-4 rad.
 #include "model/rope.h"
 
 #include <algorithm>
@@ -14,7 +15,8 @@ constexpr double kPi = 3.14159265358979323846;
 // theta^(2i / head_dim), in fp32.
 float period(double theta, int64_t i, int64_t head_dim) {
   const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-  return static_cast<float>(std::pow(static_cast<double>(static_cast<float>(theta)), static_cast<double>(exponent)));
+  return static_cast<float>(
+      std::pow(static_cast<double>(static_cast<float>(theta)), static_cast<double>(exponent)));
 }
 
 float llama3_frequency(const RopeConfig& r, float f) {
@@ -46,11 +48,13 @@ std::vector<float> yarn(const RopeConfig& r, int64_t head_dim) {
 
 }  // namespace
 
-std::vector<float> inverse_frequencies(const RopeConfig& rope, int64_t head_dim, int64_t max_position, int64_t length) {
+std::vector<float> inverse_frequencies(const RopeConfig& rope, int64_t head_dim, int64_t max_position,
+                                       int64_t length) {
   if (rope.kind == RopeKind::yarn) return yarn(rope, head_dim);
   double theta = rope.theta;
   if (rope.kind == RopeKind::dynamic) {
-    const double stretch = static_cast<double>(std::max(length, max_position)) / static_cast<double>(max_position);
+    const double stretch =
+        static_cast<double>(std::max(length, max_position)) / static_cast<double>(max_position);
     theta *= std::pow(rope.factor * stretch - (rope.factor - 1),
                       static_cast<double>(head_dim) / static_cast<double>(head_dim - 2));
   }
@@ -89,7 +93,8 @@ void RopeTable::fill(int64_t position, int64_t length, int64_t column, int64_t l
     append(stretched_, position, one);
     row = one.data();
   } else {
-    for (int64_t p = static_cast<int64_t>(rows_.size()) / half_; p <= position; ++p) append(inverse_, p, rows_);
+    for (int64_t p = static_cast<int64_t>(rows_.size()) / half_; p <= position; ++p)
+      append(inverse_, p, rows_);
     row = rows_.data() + position * half_;
   }
   for (int64_t i = 0; i < half_; ++i) {

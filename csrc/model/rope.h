@@ -7,17 +7,20 @@
 
 namespace smezo {
 
-// [head_dim / 2] inverse frequencies for a text of `length` tokens; only the dynamic kind depends on the length.
-std::vector<float> inverse_frequencies(const RopeConfig& rope, int64_t head_dim, int64_t max_position, int64_t length);
+// [head_dim / 2] inverse frequencies for a text of `length` tokens; only the dynamic kind depends on the
+// length.
+std::vector<float> inverse_frequencies(const RopeConfig& rope, int64_t head_dim, int64_t max_position,
+                                       int64_t length);
 
 // cos and sin of every position, made once and kept: most batches use the same few positions again and again.
 class RopeTable {
  public:
   explicit RopeTable(const ModelConfig& config);
 
-  // Column `column` of cos, sin [head_dim / 2][ld] gets `position` of a text of `length` tokens in all. With the dynamic kind a text's own
-  // length sets the frequencies, not the longest of the batch as in transformers, so a text's result does not depend on its neighbours
-  // (I12); for a single text both are the same.
+  // Column `column` of cos, sin [head_dim / 2][ld] gets `position` of a text of `length` tokens in all. With
+  // the dynamic kind a text's own length sets the frequencies, not the longest of the batch as in
+  // transformers, so a text's result does not depend on its neighbours (I12); for a single text both are the
+  // same.
   void fill(int64_t position, int64_t length, int64_t column, int64_t ld, float* cos, float* sin);
 
  private:

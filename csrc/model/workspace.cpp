@@ -23,7 +23,8 @@ std::vector<int64_t> label_columns(const Batch& batch) {
 int64_t longest_attention(const Batch& batch) {
   int64_t longest = 0;
   for (const Segment& s : batch.segments)
-    longest = std::max(longest, s.len + (s.parent >= 0 ? batch.segments[static_cast<size_t>(s.parent)].len : 0));
+    longest =
+        std::max(longest, s.len + (s.parent >= 0 ? batch.segments[static_cast<size_t>(s.parent)].len : 0));
   return longest;
 }
 
@@ -66,9 +67,11 @@ Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch,
     w.sin = arena.take<float>(c.head_dim / 2 * w.ld);
     for (size_t t = 0; t < n_threads; ++t) {
       w.strip.push_back(arena.take<char>(strip_bytes));
-      w.attention_scratch.push_back(arena.take<float>(attention_scratch_floats(c.head_dim, longest_attention(batch))));
+      w.attention_scratch.push_back(
+          arena.take<float>(attention_scratch_floats(c.head_dim, longest_attention(batch))));
       w.logits.emplace_back();
-      for (size_t b = 0; b < n_branches; ++b) w.logits.back().push_back(arena.take<float>(w.head_rows * w.head_ld));
+      for (size_t b = 0; b < n_branches; ++b)
+        w.logits.back().push_back(arena.take<float>(w.head_rows * w.head_ld));
     }
     w.block_max = arena.take<float>(n_blocks * static_cast<int64_t>(n_branches) * w.head_ld);
     w.block_sum = arena.take<float>(n_blocks * static_cast<int64_t>(n_branches) * w.head_ld);

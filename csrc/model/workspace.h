@@ -14,7 +14,8 @@ namespace smezo {
 
 enum class Part : uint8_t { embed, qkv, attention, o, mlp, head, other };
 constexpr int kParts = 7;
-constexpr std::array<const char*, kParts> kPartNames = {"embed", "qkv", "attention", "o", "mlp", "head", "other"};
+constexpr std::array<const char*, kParts> kPartNames = {"embed", "qkv",  "attention", "o",
+                                                        "mlp",   "head", "other"};
 
 class PartTimes {
  public:
@@ -31,17 +32,18 @@ class PartTimes {
   std::array<double, kParts> seconds_{};
 };
 
-// Activations are [features][ld]. After the last attention only the columns that a label reads are kept, moved to the front in place.
+// Activations are [features][ld]. After the last attention only the columns that a label reads are kept,
+// moved to the front in place.
 struct Workspace {
   int64_t n_tokens = 0;
   int64_t ld = 0;                // columns of every activation buffer
   std::vector<int64_t> columns;  // packed positions that labels read, increasing, without repeats
   // One a branch.
-  std::vector<float*> x;                    // residual stream
-  std::vector<float*> q, k, v, attended;    // share memory with gate and up: not alive at the same time
+  std::vector<float*> x;                  // residual stream
+  std::vector<float*> q, k, v, attended;  // share memory with gate and up: not alive at the same time
   std::vector<float*> gate, up;
   std::vector<void*> packed;
-  float *cos = nullptr, *sin = nullptr;     // [head_dim / 2][ld]
+  float *cos = nullptr, *sin = nullptr;  // [head_dim / 2][ld]
   // One a thread.
   std::vector<char*> strip;
   std::vector<float*> attention_scratch;
@@ -55,7 +57,7 @@ constexpr int64_t kVocabularyBlock = 512;
 
 inline int64_t panels_of(int64_t n_tokens) { return (n_tokens + kLanes - 1) / kLanes; }
 
-Workspace plan_workspace(Arena& arena, const ModelConfig& config, const Batch& batch, const VisitContext& context,
-                         const Weights& weights);
+Workspace plan_workspace(Arena& arena, const ModelConfig& config, const Batch& batch,
+                         const VisitContext& context, const Weights& weights);
 
 }  // namespace smezo

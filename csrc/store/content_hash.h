@@ -1,4 +1,5 @@
-// A 64-bit content hash, fast enough to read at memory speed. For telling bases apart by accident (I1), not against an adversary.
+// A 64-bit content hash, fast enough to read at memory speed. For telling bases apart by accident (I1), not
+// against an adversary.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -24,11 +25,13 @@ inline uint64_t word(const uint8_t* p, int64_t n) {
 }  // namespace content_hash
 
 inline uint64_t hash_join(uint64_t state, uint64_t next) {
-  return content_hash::mix((state ^ content_hash::mix(next + content_hash::kStart)) * 0xD6E8FEB86659FD93ull + 1);
+  return content_hash::mix((state ^ content_hash::mix(next + content_hash::kStart)) * 0xD6E8FEB86659FD93ull +
+                           1);
 }
 
-// Four independent lanes of 8-byte little-endian words, word i to lane i % 4: lane <- rotate(lane ^ word) * odd, a bijection of the lane for
-// a fixed word and of the word for a fixed lane. Then the lanes and the length are joined in order.
+// Four independent lanes of 8-byte little-endian words, word i to lane i % 4: lane <- rotate(lane ^ word) *
+// odd, a bijection of the lane for a fixed word and of the word for a fixed lane. Then the lanes and the
+// length are joined in order.
 inline uint64_t hash_bytes(const void* from, int64_t n_bytes) {
   const uint8_t* p = static_cast<const uint8_t*>(from);
   constexpr uint64_t kOdd = 0x9FB21C651E98DF25ull;
@@ -41,7 +44,8 @@ inline uint64_t hash_bytes(const void* from, int64_t n_bytes) {
   for (; i + 32 <= n_bytes; i += 32) {
     for (int j = 0; j < 4; ++j) step(lane[j], content_hash::word(p + i + 8 * j, 8));
   }
-  for (int j = 0; i < n_bytes; i += 8, ++j) step(lane[j], content_hash::word(p + i, n_bytes - i < 8 ? n_bytes - i : 8));
+  for (int j = 0; i < n_bytes; i += 8, ++j)
+    step(lane[j], content_hash::word(p + i, n_bytes - i < 8 ? n_bytes - i : 8));
   uint64_t h = hash_join(content_hash::kStart, static_cast<uint64_t>(n_bytes));
   for (const uint64_t l : lane) h = hash_join(h, l);
   return h;

@@ -1,6 +1,7 @@
-// The resident store. Fingerprint: for every tensor in id order, the hashes of its name and dtype, rows, cols, then the hash of each
-// 1 MiB chunk of its bytes in order, all joined into one chain (content_hash.h); chunks are hashed in parallel, in the pass over the file
-// that also makes the working copies, and their pages are dropped from this process behind it.
+// The resident store. Fingerprint: for every tensor in id order, the hashes of its name and dtype, rows,
+// cols, then the hash of each 1 MiB chunk of its bytes in order, all joined into one chain (content_hash.h);
+// chunks are hashed in parallel, in the pass over the file that also makes the working copies, and their
+// pages are dropped from this process behind it.
 #include "store/store.h"
 
 #include <algorithm>
@@ -64,18 +65,22 @@ class Resident final : public Store {
   int64_t working_copy_bytes_ = 0;
 };
 
-// A head stored beside a tied embedding is a copy that transformers ignores too; nobody asks for it when the config says tied.
+// A head stored beside a tied embedding is a copy that transformers ignores too; nobody asks for it when the
+// config says tied.
 void Resident::check_names() {
-  const bool has_head = std::any_of(requests_.begin(), requests_.end(), [](const auto& r) { return r.name == "lm_head.weight"; });
+  const bool has_head = std::any_of(requests_.begin(), requests_.end(),
+                                    [](const auto& r) { return r.name == "lm_head.weight"; });
   std::vector<std::string> asked;
   for (const TensorRequest& r : requests_) asked.push_back(r.name);
-  check<ArgumentError>(std::is_sorted(asked.begin(), asked.end()), "store", "requests are not in byte order of their names, which is "
+  check<ArgumentError>(std::is_sorted(asked.begin(), asked.end()), "store",
+                       "requests are not in byte order of their names, which is "
                        "the order of tensor ids");
   for (const TensorEntry& t : file_.tensors()) {
     if (std::binary_search(asked.begin(), asked.end(), t.name) || is_known_buffer(t.name)) continue;
     if (t.name == "lm_head.weight" && !has_head) continue;
-    fail<FormatError>("store", "tensor '" + t.name + "' " + shape_text(t.shape) + " in " + file_.shard_path(t.shard) +
-                                   " is not one of the model config.json describes; is it another model's weights?");
+    fail<FormatError>("store",
+                      "tensor '" + t.name + "' " + shape_text(t.shape) + " in " + file_.shard_path(t.shard) +
+                          " is not one of the model config.json describes; is it another model's weights?");
   }
 }
 
@@ -84,15 +89,19 @@ void Resident::find_tensors() {
   for (size_t id = 0; id < requests_.size(); ++id) {
     const TensorRequest& r = requests_[id];
     const TensorEntry* t = file_.find(r.name);
-    check<FormatError>(t != nullptr, "store", "tensor '" + r.name + "' is missing from " + file_.shard_path(0) +
-                                                  (file_.n_shards() > 1 ? " and its other shards" : "") +
-                                                  ", expected by config.json; is a shard or an older layer name the cause?");
-    const std::vector<int64_t> shape = r.rows == 1 && t->shape.size() == 1 ? std::vector<int64_t>{r.cols}
-                                                                           : std::vector<int64_t>{r.rows, r.cols};
-    check<FormatError>(t->shape == shape, "store", "tensor '" + r.name + "' has shape " + shape_text(t->shape) + ", expected " +
-                                                       shape_text(shape) + " by config.json");
+    check<FormatError>(t != nullptr, "store",
+                       "tensor '" + r.name + "' is missing from " + file_.shard_path(0) +
+                           (file_.n_shards() > 1 ? " and its other shards" : "") +
+                           ", expected by config.json; is a shard or an older layer name the cause?");
+    const std::vector<int64_t> shape = r.rows == 1 && t->shape.size() == 1
+                                           ? std::vector<int64_t>{r.cols}
+                                           : std::vector<int64_t>{r.rows, r.cols};
+    check<FormatError>(t->shape == shape, "store",
+                       "tensor '" + r.name + "' has shape " + shape_text(t->shape) + ", expected " +
+                           shape_text(shape) + " by config.json");
     const bool known = t->dtype == "F32" || t->dtype == "F16" || t->dtype == "BF16";
-    check<FormatError>(known, "store", "tensor '" + r.name + "' has dtype " + t->dtype + ", expected F32, F16 or BF16");
+    check<FormatError>(known, "store",
+                       "tensor '" + r.name + "' has dtype " + t->dtype + ", expected F32, F16 or BF16");
     WeightView v;
     // Never written through: the view says so and the map is read-only (I2).
     v.data = const_cast<uint8_t*>(file_.data(*t));
@@ -103,13 +112,15 @@ void Resident::find_tensors() {
     entries_.push_back(t);
     base_.push_back(v);
   }
-  base_dtype_ = static_cast<DType>(std::max_element(n_of_dtype.begin(), n_of_dtype.end()) - n_of_dtype.begin());
+  base_dtype_ =
+      static_cast<DType>(std::max_element(n_of_dtype.begin(), n_of_dtype.end()) - n_of_dtype.begin());
   weights_ = base_;
   memory_.resize(requests_.size());
 }
 
 bool Resident::lies_aligned(size_t id) const {
-  return reinterpret_cast<uintptr_t>(base_[id].data) % static_cast<uintptr_t>(dtype_bytes(base_[id].dtype)) == 0;
+  return reinterpret_cast<uintptr_t>(base_[id].data) % static_cast<uintptr_t>(dtype_bytes(base_[id].dtype)) ==
+         0;
 }
 
 void Resident::allocate(size_t id, DType dtype) {
@@ -118,7 +129,8 @@ void Resident::allocate(size_t id, DType dtype) {
   const int64_t n_bytes = dtype == DType::BF16T8 ? plane + (w.n() + 63) / 64 * 64 : plane;
   memory_[id].reset(std::aligned_alloc(64, static_cast<size_t>(n_bytes)));
   check<BudgetError>(memory_[id] != nullptr, "store",
-                     "no memory for the " + std::to_string(n_bytes) + " bytes of the working copy of '" + requests_[id].name + "'");
+                     "no memory for the " + std::to_string(n_bytes) + " bytes of the working copy of '" +
+                         requests_[id].name + "'");
   w.data = memory_[id].get();
   w.tail = dtype == DType::BF16T8 ? static_cast<int8_t*>(memory_[id].get()) + plane : nullptr;
   w.dtype = dtype;
@@ -161,7 +173,8 @@ void Resident::load(DType values, DType frozen, bool frozen_as_stored, ThreadPoo
     fingerprint_ = hash_join(fingerprint_, hash_bytes(dtype.data(), static_cast<int64_t>(dtype.size())));
     fingerprint_ = hash_join(fingerprint_, static_cast<uint64_t>(requests_[id].rows));
     fingerprint_ = hash_join(fingerprint_, static_cast<uint64_t>(requests_[id].cols));
-    for (; next < chunks.size() && chunks[next].id == id; ++next) fingerprint_ = hash_join(fingerprint_, hashes[next]);
+    for (; next < chunks.size() && chunks[next].id == id; ++next)
+      fingerprint_ = hash_join(fingerprint_, hashes[next]);
   }
 }
 
@@ -172,8 +185,8 @@ void Resident::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
 
 }  // namespace
 
-std::unique_ptr<Store> Store::open(const std::string& folder, const std::vector<TensorRequest>& requests, DType values,
-                                   DType frozen, bool frozen_as_stored, ThreadPool& pool) {
+std::unique_ptr<Store> Store::open(const std::string& folder, const std::vector<TensorRequest>& requests,
+                                   DType values, DType frozen, bool frozen_as_stored, ThreadPool& pool) {
   check<ArgumentError>(values != DType::F16, "store", "working copies in F16, expected F32, BF16 or BF16T8");
   check<ArgumentError>(frozen_as_stored || frozen == DType::F32 || frozen == DType::BF16, "store",
                        std::string("frozen matrices in ") + dtype_name(frozen) + ", expected F32 or BF16");

@@ -1,5 +1,5 @@
-// config.json, the order of parameters, what a batch may be, and I12 of the forward. Logits are compared with transformers in
-// tests/test_model.py.
+// config.json, the order of parameters, what a batch may be, and I12 of the forward. Logits are compared with
+// transformers in tests/test_model.py.
 #include "model/model.h"
 
 #include <cstring>
@@ -24,19 +24,24 @@ const char* const kTiny =
 // kTiny with keys set from a JSON object.
 std::string with(const std::string& changes) {
   Json json = Json::parse(kTiny, "tiny");
-  for (const auto& [key, value] : Json::parse(changes, "changes").as_object("changes")) json.set(key, value);
+  const Json changed = Json::parse(changes, "changes");
+  for (const auto& [key, value] : changed.as_object("changes")) json.set(key, value);
   return json.dump();
 }
-void refuse(const std::string& changes, const char* part) { CHECK_THROWS(FormatError, part, parse_config(with(changes))); }
+void refuse(const std::string& changes, const char* part) {
+  CHECK_THROWS(FormatError, part, parse_config(with(changes)));
+}
 
 struct Tiny {
-  explicit Tiny(const std::string& changes = "{}", int n_threads = 1) : pool(n_threads), config(parse_config(with(changes))) {
+  explicit Tiny(const std::string& changes = "{}", int n_threads = 1)
+      : pool(n_threads), config(parse_config(with(changes))) {
     std::vector<TensorRequest> requests;
     std::vector<TensorSpec> specs;
     for (const ParameterSpec& p : parameters_of(config)) {
       requests.push_back({p.name, p.rows, p.cols, p.block_linear});
       methods.push_back({p.block_linear, NoiseKind::gaussian8, Mask{}});
-      specs.push_back({p.name, "F32", p.rows == 1 ? std::vector<int64_t>{p.cols} : std::vector<int64_t>{p.rows, p.cols}});
+      specs.push_back(
+          {p.name, "F32", p.rows == 1 ? std::vector<int64_t>{p.cols} : std::vector<int64_t>{p.rows, p.cols}});
     }
     make_folders("m");
     std::mt19937 random(1);
@@ -52,8 +57,8 @@ struct Tiny {
     model = std::make_unique<Model>(config, *store);
   }
 
-  std::vector<std::vector<float>> run(const Batch& batch, const std::vector<Branch>& branches, bool want_logits = false,
-                                      Isa isa = Isa::scalar) {
+  std::vector<std::vector<float>> run(const Batch& batch, const std::vector<Branch>& branches,
+                                      bool want_logits = false, Isa isa = Isa::scalar) {
     VisitContext context;
     context.kernels = &kernels_for(isa);
     context.pool = &pool;
@@ -62,7 +67,9 @@ struct Tiny {
     context.step = 3;
     context.branches = branches;
     context.methods = &methods;
-    context.pending = [&](uint32_t id) -> const std::vector<PendingRecord>& { return caught_up[id] ? none : records; };
+    context.pending = [&](uint32_t id) -> const std::vector<PendingRecord>& {
+      return caught_up[id] ? none : records;
+    };
     context.caught_up = [&](uint32_t id) {
       CHECK(!caught_up[id]);
       caught_up[id] = true;
@@ -106,17 +113,21 @@ const std::vector<Branch> kPair = {{0, 1, 0.01f}, {0, -1, 0.01f}};
 
 TEST(config_reads_what_changes_the_mathematics) {
   const ModelConfig plain = parse_config(kTiny);
-  CHECK(plain.head_dim == 8 && plain.n_kv_heads == 2 && !plain.tied && plain.rope.theta == 10000 && plain.sliding_window == 0);
+  CHECK(plain.head_dim == 8 && plain.n_kv_heads == 2 && !plain.tied && plain.rope.theta == 10000 &&
+        plain.sliding_window == 0);
   CHECK(parse_config(with(R"({"head_dim":16,"rope_theta":5e5,"tie_word_embeddings":true})")).head_dim == 16);
   // Both spellings of the same thing.
   const auto old = parse_config(with(R"({"rope_theta":7,"rope_scaling":{"type":"linear","factor":2}})"));
-  const auto now = parse_config(with(R"({"rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":7.0}})"));
+  const auto now =
+      parse_config(with(R"({"rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":7.0}})"));
   for (const ModelConfig& c : {old, now})
     CHECK(c.rope.kind == RopeKind::linear && c.rope.factor == 2 && c.rope.theta == 7 && c.max_length() == 64);
   CHECK(parse_config(with(R"({"rope_scaling":{"type":"dynamic","factor":4}})")).max_length() == 256);
   CHECK(parse_config(with(R"({"model_type":"mistral"})")).sliding_window == 4096);
   CHECK(parse_config(with(R"({"model_type":"mistral","sliding_window":null})")).sliding_window == 0);
-  CHECK(parse_config(with(R"({"torch_dtype":"bfloat16","architectures":["LlamaForCausalLM"],"rope_scaling":null})")).n_layers == 12);
+  CHECK(parse_config(
+            with(R"({"torch_dtype":"bfloat16","architectures":["LlamaForCausalLM"],"rope_scaling":null})"))
+            .n_layers == 12);
 }
 
 TEST(config_refuses_what_it_does_not_understand) {
@@ -136,7 +147,8 @@ TEST(config_refuses_what_it_does_not_understand) {
   refuse(R"({"model_type":"mistral","attention_bias":true})", "attention_bias");
   refuse(R"({"rope_scaling":{"type":"longrope","factor":2}})", "rope type 'longrope' is not supported");
   refuse(R"({"rope_scaling":{"type":"linear"}})", "'factor' is missing");
-  refuse(R"({"rope_scaling":{"type":"linear","factor":2,"mrope_section":[1]}})", "unknown key 'mrope_section'");
+  refuse(R"({"rope_scaling":{"type":"linear","factor":2,"mrope_section":[1]}})",
+         "unknown key 'mrope_section'");
   refuse(R"({"rope_scaling":{"rope_type":"llama3","factor":8}})", "'low_freq_factor' is missing");
 }
 
@@ -146,7 +158,8 @@ TEST(parameters_are_in_byte_order_of_their_names) {
   CHECK(p[0].name == "lm_head.weight" && p[0].rows == 1100 && !p[0].block_linear);
   CHECK(p[1].name == "model.embed_tokens.weight");
   CHECK(p[2].name == "model.layers.0.input_layernorm.weight" && p[2].rows == 1 && p[2].cols == 32);
-  CHECK(p[3].name == "model.layers.0.mlp.down_proj.weight" && p[3].rows == 32 && p[3].cols == 48 && p[3].block_linear);
+  CHECK(p[3].name == "model.layers.0.mlp.down_proj.weight" && p[3].rows == 32 && p[3].cols == 48 &&
+        p[3].block_linear);
   CHECK(p[2 + 9].name == "model.layers.1.input_layernorm.weight");
   CHECK(p[2 + 18].name == "model.layers.10.input_layernorm.weight");
   CHECK(p[2 + 36].name == "model.layers.2.input_layernorm.weight");
@@ -158,13 +171,16 @@ TEST(I7_tied_head_is_the_embedding) {
   const auto p = parameters_of(parse_config(with(R"({"tie_word_embeddings":true,"attention_bias":true})")));
   CHECK(p.size() == 2 + 12 * 13);
   CHECK(p[0].name == "model.embed_tokens.weight");
-  CHECK(p[1 + 5].name == "model.layers.0.self_attn.k_proj.bias" && p[1 + 5].cols == 16 && !p[1 + 5].block_linear);
+  CHECK(p[1 + 5].name == "model.layers.0.self_attn.k_proj.bias" && p[1 + 5].cols == 16 &&
+        !p[1 + 5].block_linear);
 }
 
 TEST(batch_errors_name_the_place) {
   CrashSimulator disk(1);
   Tiny tiny;
-  const auto expect = [&](const Batch& b, const char* part) { CHECK_THROWS(ArgumentError, part, tiny.run(b, kPair)); };
+  const auto expect = [&](const Batch& b, const char* part) {
+    CHECK_THROWS(ArgumentError, part, tiny.run(b, kPair));
+  };
   Batch b = language_model({text(5, 1)});
   b.tokens[3] = 1100;
   expect(b, "token id 1100 at position 3, expected 0..1099");
@@ -196,8 +212,8 @@ TEST(I12_a_text_does_not_feel_its_neighbours) {
     const Batch alone = language_model({text(23, 2)});
     const Batch among = language_model({text(17, 1), text(23, 2), text(1, 3)});
     const auto want = tiny.run(alone, kPair, false, isa);
-    const auto with_others =
-        threaded.run(among, {{0, 1, 0.01f}, {0, -1, 0.01f}, {0, 1, 0.0f}, {1, 1, 0.01f}, {1, -1, 0.01f}}, false, isa);
+    const auto with_others = threaded.run(
+        among, {{0, 1, 0.01f}, {0, -1, 0.01f}, {0, 1, 0.0f}, {1, 1, 0.01f}, {1, -1, 0.01f}}, false, isa);
     for (size_t b = 0; b < 2; ++b) {
       CHECK(std::memcmp(want[b].data(), with_others[b].data() + 17, 23 * sizeof(float)) == 0);
       CHECK(want[b] != want[1 - b]);

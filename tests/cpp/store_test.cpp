@@ -1,4 +1,5 @@
-// The resident store: what working copies hold, what stays in place, what is refused, and what a fingerprint covers.
+// The resident store: what working copies hold, what stays in place, what is refused, and what a fingerprint
+// covers.
 #include "store/store.h"
 
 #include <cmath>
@@ -21,7 +22,8 @@ struct Stored {
 };
 
 template <class T>
-Stored stored(const std::string& name, const std::string& dtype, std::vector<int64_t> shape, const std::vector<T>& values) {
+Stored stored(const std::string& name, const std::string& dtype, std::vector<int64_t> shape,
+              const std::vector<T>& values) {
   Stored out{{name, dtype, std::move(shape)}, std::vector<uint8_t>(values.size() * sizeof(T))};
   std::memcpy(out.bytes.data(), values.data(), out.bytes.size());
   return out;
@@ -120,7 +122,8 @@ TEST(frozen_tensors_stay_in_place_and_are_not_writable) {
   }
   CHECK(store->working_copy_bytes() == 0);
   const auto converted = open_store(requests, DType::BF16T8, 1, false, DType::F32);
-  CHECK(converted->weight(0).dtype == DType::F32 && converted->weight(1).data == converted->base_weight(1).data);
+  CHECK(converted->weight(0).dtype == DType::F32 &&
+        converted->weight(1).data == converted->base_weight(1).data);
   CHECK(!converted->weight(0).writable);
 }
 

@@ -121,8 +121,7 @@ static TileFn<P> tile_for(int rows, int panels) {
   return nullptr;
 }
 
-// Part i of n items cut into the fewest parts of at most `most`, as even as possible: a thin last tile would
-// wait for its own sums.
+// Where part i begins of n items cut as evenly as possible: a thin last tile would wait for its own sums.
 SMEZO_VEC int64_t part_begin(int64_t i, int64_t n, int64_t n_parts) { return i * n / n_parts; }
 
 template <class P>
