@@ -88,7 +88,7 @@ def _memory(ax, steps, run) -> None:
         if run.get(key):
             ax.axhline(run[key] / MIB, color=color, linestyle="--", linewidth=1.0, label=label)
     ax.set(title="Memory", xlabel="step", ylabel="MiB", ylim=(0, None))
-    ax.legend(fontsize=8, frameon=False, loc="center right")
+    ax.legend(fontsize=8, frameon=False, loc=(0.45, 0.13))
 
 
 def _parts(ax, steps, parts) -> None:

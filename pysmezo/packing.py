@@ -62,7 +62,9 @@ def pack_sequences(batch: dict) -> Packed:
         if columns.size == 0:
             raise ArgumentError(f"[{where}] sequence {example} is all padding, expected at least one token")
         if columns[-1] - columns[0] + 1 != columns.size:
-            raise ArgumentError(f"[{where}] attention_mask of sequence {example} has holes, expected padding at the ends only")
+            raise ArgumentError(
+                f"[{where}] attention_mask of sequence {example} has holes, expected padding at the ends only"
+            )
         tokens.append(ids[example, columns])
         segments.append((start, columns.size, -1))
         for i in range(1, columns.size):
@@ -118,7 +120,9 @@ def pack_choices(prompts, options, answers) -> Packed:
     for i, p in enumerate(prompts):
         own = options if shared else options[i]
         if len(own) != n_options:
-            raise ArgumentError(f"[{where}] example {i} has {len(own)} options, expected {n_options} as the first one has")
+            raise ArgumentError(
+                f"[{where}] example {i} has {len(own)} options, expected {n_options} as the first one has"
+            )
         tokens.append(p)
         parent = len(segments)
         segments.append((start, len(p), -1))

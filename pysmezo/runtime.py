@@ -99,7 +99,9 @@ class Runtime:
         """
         method = SparseMeZO() if method is None else method
         if not isinstance(method, _Method):
-            raise ArgumentError(f"[method] {type(method).__name__}, expected a method such as SparseMeZO(sparsity=0.75)")
+            raise ArgumentError(
+                f"[method] {type(method).__name__}, expected a method such as SparseMeZO(sparsity=0.75)"
+            )
         if device != "cpu":
             raise ArgumentError(f"[device] {device!r}, expected 'cpu'")
         for name, value in (("lr", lr), ("eps", eps)):
@@ -138,7 +140,9 @@ class Runtime:
                 f"[memory_budget] {budget} bytes, expected at least {engine.working_copy_bytes} for the working copies of what trains"
                 f" (process = {rss_at_open} at open + budget); train fewer tensors or allow more"
             )
-        return cls(engine, method, lr, eps, seed, task, Path(model), None if run_dir is None else Path(run_dir), rss_at_open)
+        return cls(
+            engine, method, lr, eps, seed, task, Path(model), None if run_dir is None else Path(run_dir), rss_at_open
+        )
 
     def __enter__(self) -> Runtime:
         return self
@@ -188,7 +192,9 @@ class Runtime:
         """float32 values of one parameter at the journal's tail, in its own shape."""
         ids = self.tensor_ids()
         if name not in ids:
-            raise ArgumentError(f"[weights] no parameter {name!r}, expected one of the model's, such as {next(iter(ids))!r}")
+            raise ArgumentError(
+                f"[weights] no parameter {name!r}, expected one of the model's, such as {next(iter(ids))!r}"
+            )
         _, rows, cols, _ = self._engine.tensors[ids[name]]
         w = self._engine.weights(ids[name])
         return w if rows == 1 else w.reshape(rows, cols)
@@ -265,7 +271,9 @@ class Runtime:
             parts = dict(found["parts"])
         else:
             if packed.task == packing.CHOICE_CANDIDATES:
-                raise ArgumentError("[objective] a choice task, expected a batch of dict(input_ids, attention_mask, labels)")
+                raise ArgumentError(
+                    "[objective] a choice task, expected a batch of dict(input_ids, attention_mask, labels)"
+                )
             logits = self._engine.logits(core, branches, step)
             losses = [float(objective(l, packed.labels[:, 1], packed.labels[:, 2])) for l in logits]
         probed = time.perf_counter()

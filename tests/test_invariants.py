@@ -152,7 +152,11 @@ def test_i10_trained_values_keep_24_bits(base):
         after = run.weights(name).astype(np.float64)
         bits = after.astype(np.float32).view(np.uint32)
         assert not (bits & 0xFF).any()
-        z = _core.noise("gaussian8", 5, 1, 0, run.tensor_ids()[name], 0, before.size).astype(np.float64).reshape(before.shape)
+        z = (
+            _core.noise("gaussian8", 5, 1, 0, run.tensor_ids()[name], 0, before.size)
+            .astype(np.float64)
+            .reshape(before.shape)
+        )
         moved = (after - before).ravel() @ z.ravel() / (z.ravel() @ z.ravel())
         assert moved == pytest.approx(-r.lr * r.scalars[0], rel=0.2)
 
@@ -189,7 +193,9 @@ def test_i12_an_examples_loss_does_not_depend_on_its_neighbours(base, dtype):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("method", [SparseMeZO(sparsity=0.5), MeZO(trains="all", noise="rademacher"), RandomMask(sparsity=0.5)])
+@pytest.mark.parametrize(
+    "method", [SparseMeZO(sparsity=0.5), MeZO(trains="all", noise="rademacher"), RandomMask(sparsity=0.5)]
+)
 def test_determinism_journals_and_deltas_are_identical_for_every_thread_count(base, tmp_path, threads, method):
     out = []
     for n in (2, threads):
@@ -197,7 +203,9 @@ def test_determinism_journals_and_deltas_are_identical_for_every_thread_count(ba
             train(run, 1, 50)
             run.save_delta(tmp_path / f"d{n}.safetensors")
         journal = _core.read_journal(str(tmp_path / f"r{n}" / "journal.smz"))
-        records = [{k: v for k, v in r.items() if k != "chain"} for r in journal["records"]]  # the chain begins with the file's salt
+        records = [
+            {k: v for k, v in r.items() if k != "chain"} for r in journal["records"]
+        ]  # the chain begins with the file's salt
         state = _core.read_state(str(tmp_path / f"d{n}.safetensors"), "delta")
         state.pop("journal_tail")
         header = json.loads(journal["header_json"])
@@ -258,7 +266,9 @@ def test_resume_after_stop_and_after_kill_is_bit_identical(base, tmp_path):
     # Killed three times, once mid-step, then finished here.
     for after in (5, 11, 30):
         child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, base, tmp_path / "killed", os.path.dirname(__file__)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", KILLED, base, tmp_path / "killed", os.path.dirname(__file__)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for line in child.stdout:
             if int(line) >= after:
@@ -296,7 +306,12 @@ def test_bad_runs_are_refused(base, tied_base, tmp_path):
             open_run(base, tmp_path / "r", **change)
     with pytest.raises(ArgumentError, match="fingerprint"):
         open_run(tied_base, tmp_path / "r")
-    for bad, message in (({"eps": 0}, "eps"), ({"lr": -1.0}, "lr"), ({"dtype": "fp8"}, "dtype"), ({"operand": "round"}, "operand")):
+    for bad, message in (
+        ({"eps": 0}, "eps"),
+        ({"lr": -1.0}, "lr"),
+        ({"dtype": "fp8"}, "dtype"),
+        ({"operand": "round"}, "operand"),
+    ):
         with pytest.raises(ArgumentError, match=message):
             open_run(base, **bad)
     with open_run(base, tmp_path / "r") as run:  # nothing was lost on the way

@@ -11,7 +11,11 @@ import pytest
 
 from pysmezo import _core
 
-ADDRESSES = [(0, 1, 0, 0), (2**63 + 12345, 7, 3, 271), (5, 2**32 - 1, 65535, 2**20 - 1)]  # run seed, step, query, tensor id
+ADDRESSES = [
+    (0, 1, 0, 0),
+    (2**63 + 12345, 7, 3, 271),
+    (5, 2**32 - 1, 65535, 2**20 - 1),
+]  # run seed, step, query, tensor id
 
 
 def test_philox_known_answers():
@@ -19,7 +23,11 @@ def test_philox_known_answers():
     for counter, key, wanted in (
         ((0, 0, 0, 0), (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
         ((ones,) * 4, (ones,) * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0), "d16cfe09 94fdcceb 5001e420 24126ea1"),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
     ):
         got = reference.philox4x32(np.array(counter, np.uint64), key)
         assert " ".join(f"{w:08x}" for w in got) == wanted
@@ -69,7 +77,9 @@ print(json.dumps(out))
 def test_equal_bits_on_every_instruction_set():
     found = {}
     for isa in _core.supported_isas():
-        done = subprocess.run([sys.executable, "-c", PROGRAM], env={**os.environ, "SMEZO_ISA": isa}, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env={**os.environ, "SMEZO_ISA": isa}, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         found[isa] = json.loads(done.stdout)
     first = next(iter(found.values()))

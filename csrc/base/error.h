@@ -1,4 +1,5 @@
-// The four exception types and the one message grammar: `[where] what was found, what was expected, likely cause`.
+// The four exception types and the one message grammar: `[where] what was found, what was expected, likely
+// cause`.
 #pragma once
 #include <stdexcept>
 #include <string>

@@ -1,5 +1,5 @@
-// A fixed pool of threads that sleeps when idle. A spinning pool was seen 10 to 40 times slower when another process used a core, so
-// waiting spins for a few microseconds at most and then blocks.
+// A fixed pool of threads that sleeps when idle. A spinning pool was seen 10 to 40 times slower when another
+// process used a core, so waiting spins for a few microseconds at most and then blocks.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -16,9 +16,10 @@ class ThreadPool {
 
   int size() const;
 
-  // Calls body(item, thread) for every item in [0, n_items), items handed out one at a time in increasing order; thread in [0, size()).
-  // Which thread takes an item is not determined, so a body's result may depend on item only (I12). The first exception thrown by a body
-  // is rethrown here after all threads have stopped. Not reentrant.
+  // Calls body(item, thread) for every item in [0, n_items), items handed out one at a time in increasing
+  // order; thread in [0, size()). Which thread takes an item is not determined, so a body's result may depend
+  // on item only (I12). The first exception thrown by a body is rethrown here after all threads have stopped.
+  // Not reentrant.
   void run(int64_t n_items, const std::function<void(int64_t item, int thread)>& body);
 
  private:

@@ -19,7 +19,8 @@ Task task_from_name(const std::string& name) {
   if (name == "language_model") return Task::language_model;
   if (name == "choice_candidates") return Task::choice_candidates;
   if (name == "choice_sequences") return Task::choice_sequences;
-  fail<ArgumentError>("task", "'" + name + "', expected language_model, choice_candidates or choice_sequences");
+  fail<ArgumentError>("task",
+                      "'" + name + "', expected language_model, choice_candidates or choice_sequences");
 }
 
 template <class T>
@@ -30,8 +31,9 @@ std::vector<T> to_vector(const Array<T>& a) {
 Batch make_batch(const Array<int32_t>& tokens, const Array<int64_t>& segments, const Array<int32_t>& labels,
                  int n_examples, const std::string& task, int n_options, const Array<int32_t>& candidates,
                  const Array<int32_t>& answers) {
-  check<ArgumentError>(segments.ndim() == 2 && segments.shape(1) == 3 && labels.ndim() == 2 && labels.shape(1) == 4,
-                       "batch", "segments or labels of another shape, expected [n, 3] and [n_labels, 4]");
+  check<ArgumentError>(
+      segments.ndim() == 2 && segments.shape(1) == 3 && labels.ndim() == 2 && labels.shape(1) == 4, "batch",
+      "segments or labels of another shape, expected [n, 3] and [n_labels, 4]");
   Batch b;
   b.tokens = to_vector(tokens);
   for (int64_t i = 0; i < segments.shape(0); ++i) {
@@ -47,16 +49,19 @@ Batch make_batch(const Array<int32_t>& tokens, const Array<int64_t>& segments, c
   b.answers = to_vector(answers);
   for (const Label& l : b.labels) {
     check<ArgumentError>(l.example >= 0 && l.example < n_examples, "batch",
-                         "label of example " + std::to_string(l.example) + ", expected 0 to " + std::to_string(n_examples - 1));
-    check<ArgumentError>(b.task == Task::language_model || (l.option >= 0 && l.option < n_options), "batch",
-                         "label of option " + std::to_string(l.option) + ", expected 0 to " + std::to_string(n_options - 1));
+                         "label of example " + std::to_string(l.example) + ", expected 0 to " +
+                             std::to_string(n_examples - 1));
+    check<ArgumentError>(
+        b.task == Task::language_model || (l.option >= 0 && l.option < n_options), "batch",
+        "label of option " + std::to_string(l.option) + ", expected 0 to " + std::to_string(n_options - 1));
   }
   if (b.task != Task::language_model) {
     check<ArgumentError>(b.answers.size() == static_cast<size_t>(n_examples), "batch",
                          std::to_string(b.answers.size()) + " answers, expected one an example");
     for (int32_t a : b.answers) {
-      check<ArgumentError>(a >= 0 && a < n_options, "batch",
-                           "answer " + std::to_string(a) + ", expected 0 to " + std::to_string(n_options - 1));
+      check<ArgumentError>(
+          a >= 0 && a < n_options, "batch",
+          "answer " + std::to_string(a) + ", expected 0 to " + std::to_string(n_options - 1));
     }
   }
   return b;
@@ -89,7 +94,8 @@ py::dict probe_dict(const ProbeResult& r, const Batch& batch) {
 
 py::array_t<float> stack(const std::vector<std::vector<float>>& values, py::ssize_t columns) {
   const py::ssize_t rows = static_cast<py::ssize_t>(values.size());
-  py::array_t<float> out({rows, static_cast<py::ssize_t>(values.empty() ? 0 : values[0].size()) / columns, columns});
+  py::array_t<float> out(
+      {rows, static_cast<py::ssize_t>(values.empty() ? 0 : values[0].size()) / columns, columns});
   float* p = out.mutable_data();
   for (const auto& v : values) p = std::copy(v.begin(), v.end(), p);
   return out;
@@ -104,9 +110,10 @@ std::vector<Branch> branches_from(const std::vector<std::tuple<int, int, float>>
 }  // namespace
 
 void init_engine(py::module_& m) {
-  py::class_<Batch>(m, "Batch").def(py::init(&make_batch), py::arg("tokens"), py::arg("segments"), py::arg("labels"),
-                                    py::arg("n_examples"), py::arg("task"), py::arg("n_options"), py::arg("candidates"),
-                                    py::arg("answers"));
+  py::class_<Batch>(m, "Batch")
+      .def(py::init(&make_batch), py::arg("tokens"), py::arg("segments"), py::arg("labels"),
+           py::arg("n_examples"), py::arg("task"), py::arg("n_options"), py::arg("candidates"),
+           py::arg("answers"));
 
   py::class_<Engine>(m, "Engine")
       .def(py::init([](const std::string& model_dir, const std::string& run_dir, const std::string& kind,
@@ -130,9 +137,9 @@ void init_engine(py::module_& m) {
              return Engine::open(o);
            }),
            py::kw_only(), py::arg("model_dir"), py::arg("run_dir"), py::arg("kind"), py::arg("trains"),
-           py::arg("sparsity"), py::arg("noise"), py::arg("queries"), py::arg("weight_decay"), py::arg("dtype"),
-           py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"), py::arg("threads"),
-           py::arg("sync_every"), py::arg("delta"))
+           py::arg("sparsity"), py::arg("noise"), py::arg("queries"), py::arg("weight_decay"),
+           py::arg("dtype"), py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"),
+           py::arg("threads"), py::arg("sync_every"), py::arg("delta"))
       .def("start", &Engine::start, py::arg("lr"), py::arg("eps"))
       .def_property_readonly("started", &Engine::started)
       .def_property_readonly("lr", &Engine::lr)
@@ -155,7 +162,8 @@ void init_engine(py::module_& m) {
                              })
       .def(
           "probe",
-          [](Engine& e, const Batch& batch, const std::vector<std::tuple<int, int, float>>& branches, uint32_t step) {
+          [](Engine& e, const Batch& batch, const std::vector<std::tuple<int, int, float>>& branches,
+             uint32_t step) {
             ProbeResult r;
             {
               py::gil_scoped_release release;
@@ -179,10 +187,12 @@ void init_engine(py::module_& m) {
             }
             return out;
           },
-          py::arg("batch"), "The plain model's losses and, for a choice, option scores [n_examples * n_options].")
+          py::arg("batch"),
+          "The plain model's losses and, for a choice, option scores [n_examples * n_options].")
       .def(
           "logits",
-          [](Engine& e, const Batch& batch, const std::vector<std::tuple<int, int, float>>& branches, uint32_t step) {
+          [](Engine& e, const Batch& batch, const std::vector<std::tuple<int, int, float>>& branches,
+             uint32_t step) {
             ProbeResult r;
             {
               py::gil_scoped_release release;
@@ -192,12 +202,14 @@ void init_engine(py::module_& m) {
           },
           py::arg("batch"), py::arg("branches"), py::arg("noise_step"), "float32 [n_branches, n_labels, V].")
       .def("scalars",
-           [](const Engine& e, const std::vector<std::tuple<int, int, float>>& branches, const std::vector<double>& losses) {
+           [](const Engine& e, const std::vector<std::tuple<int, int, float>>& branches,
+              const std::vector<double>& losses) {
              return two_sided_scalars(branches_from(branches), losses, e.header().method.queries);
            })
       .def(
           "commit",
-          [](Engine& e, float lr, float loss, float loss_plus, float loss_minus, const std::vector<float>& scalars) {
+          [](Engine& e, float lr, float loss, float loss_plus, float loss_minus,
+             const std::vector<float>& scalars) {
             py::gil_scoped_release release;
             return e.commit({lr, loss, loss_plus, loss_minus, scalars});
           },

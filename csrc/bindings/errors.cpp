@@ -1,6 +1,5 @@
 // The core's four error types as Python exceptions under PysmezoError.
 #include "base/error.h"
-
 #include "bindings/init.h"
 
 namespace py = pybind11;

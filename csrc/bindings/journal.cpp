@@ -1,9 +1,10 @@
 // Bindings of the files that `inspect` and the tests read: journal, state files, safetensors headers.
+#include "io/journal.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include "bindings/init.h"
-#include "io/journal.h"
 #include "io/state_file.h"
 
 namespace py = pybind11;
@@ -39,7 +40,8 @@ py::dict read_journal_dict(const std::string& path, bool with_records) {
 }
 
 py::dict read_state_dict(const std::string& path, const std::string& kind, bool verify) {
-  const StateReader file = StateReader::open(path, kind == "delta" ? StateKind::delta : StateKind::generation);
+  const StateReader file =
+      StateReader::open(path, kind == "delta" ? StateKind::delta : StateKind::generation);
   if (verify) file.verify_all();
   py::list tensors;
   for (const StateTensor& t : file.tensors()) {

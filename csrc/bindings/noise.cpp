@@ -14,9 +14,8 @@ namespace {
 
 Purpose purpose_from_name(const std::string& name) {
   static constexpr std::pair<const char*, Purpose> kRows[] = {
-      {"direction", Purpose::direction},   {"mask", Purpose::mask},
-      {"rounding", Purpose::rounding},     {"subset", Purpose::subset},
-      {"factor", Purpose::factor},         {"query_plan", Purpose::query_plan},
+      {"direction", Purpose::direction},   {"mask", Purpose::mask},     {"rounding", Purpose::rounding},
+      {"subset", Purpose::subset},         {"factor", Purpose::factor}, {"query_plan", Purpose::query_plan},
       {"data_order", Purpose::data_order}, {"dither", Purpose::dither}};
   std::string known;
   for (const auto& [n, p] : kRows) {
@@ -26,8 +25,8 @@ Purpose purpose_from_name(const std::string& name) {
   fail<ArgumentError>("purpose", "'" + name + "', expected one of " + known);
 }
 
-py::array_t<float> noise(const std::string& kind, uint64_t run_seed, uint32_t step, uint32_t query, uint32_t tensor_id,
-                         int64_t start, int64_t n) {
+py::array_t<float> noise(const std::string& kind, uint64_t run_seed, uint32_t step, uint32_t query,
+                         uint32_t tensor_id, int64_t start, int64_t n) {
   TensorDirection d;
   d.noise = noise_from_name(kind);
   d.stream = {run_seed, step, query, Purpose::direction, tensor_id};
@@ -36,8 +35,9 @@ py::array_t<float> noise(const std::string& kind, uint64_t run_seed, uint32_t st
   return out;
 }
 
-py::array_t<uint32_t> random_bits(const std::string& purpose, uint64_t run_seed, uint32_t step, uint32_t query,
-                                  uint32_t tensor_id, int64_t start, int64_t n, uint32_t bits) {
+py::array_t<uint32_t> random_bits(const std::string& purpose, uint64_t run_seed, uint32_t step,
+                                  uint32_t query, uint32_t tensor_id, int64_t start, int64_t n,
+                                  uint32_t bits) {
   check<ArgumentError>(bits == 1 || bits == 8 || bits == 16 || bits == 32, "random_bits",
                        std::to_string(bits) + " bits, expected 1, 8, 16 or 32");
   const Stream s{run_seed, step, query, purpose_from_name(purpose), tensor_id};
@@ -47,9 +47,11 @@ py::array_t<uint32_t> random_bits(const std::string& purpose, uint64_t run_seed,
   return out;
 }
 
-// Fisher-Yates from the last place down; place i swaps with (32 bits of element i * (i + 1)) >> 32. Step of the address: the epoch.
+// Fisher-Yates from the last place down; place i swaps with (32 bits of element i * (i + 1)) >> 32. Step of
+// the address: the epoch.
 py::array_t<int64_t> permutation(uint64_t run_seed, uint32_t epoch, int64_t n) {
-  check<ArgumentError>(n >= 0 && n <= 0xffffffff, "permutation", std::to_string(n) + " items, expected fewer than 2^32");
+  check<ArgumentError>(n >= 0 && n <= 0xffffffff, "permutation",
+                       std::to_string(n) + " items, expected fewer than 2^32");
   const Stream s{run_seed, epoch, 0, Purpose::data_order, 0};
   py::array_t<int64_t> out(n);
   int64_t* p = out.mutable_data();
@@ -64,10 +66,11 @@ py::array_t<int64_t> permutation(uint64_t run_seed, uint32_t epoch, int64_t n) {
 }  // namespace
 
 void init_noise(py::module_& m) {
-  m.def("noise", &noise, py::arg("kind"), py::arg("run_seed"), py::arg("step"), py::arg("query"), py::arg("tensor_id"),
-        py::arg("start"), py::arg("n"), "z of elements [start, start + n) of one tensor, float32 [n], without its mask.");
-  m.def("random_bits", &random_bits, py::arg("purpose"), py::arg("run_seed"), py::arg("step"), py::arg("query"),
-        py::arg("tensor_id"), py::arg("start"), py::arg("n"), py::arg("bits"),
+  m.def("noise", &noise, py::arg("kind"), py::arg("run_seed"), py::arg("step"), py::arg("query"),
+        py::arg("tensor_id"), py::arg("start"), py::arg("n"),
+        "z of elements [start, start + n) of one tensor, float32 [n], without its mask.");
+  m.def("random_bits", &random_bits, py::arg("purpose"), py::arg("run_seed"), py::arg("step"),
+        py::arg("query"), py::arg("tensor_id"), py::arg("start"), py::arg("n"), py::arg("bits"),
         "The addressed bits of elements [start, start + n), uint32 [n] (noise/address.h).");
   m.def("permutation", &permutation, py::arg("run_seed"), py::arg("epoch"), py::arg("n"),
         "Order of n examples in an epoch, int64 [n]: Fisher-Yates from the data-order counter.");

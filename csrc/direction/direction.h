@@ -1,5 +1,5 @@
-// A direction is the vector z of one query: noise times mask. `z_at` and `mask_at` are the one definition; every vectorised
-// kernel, and CUDA, must give the same bits.
+// A direction is the vector z of one query: noise times mask. `z_at` and `mask_at` are the one definition;
+// every vectorised kernel, and CUDA, must give the same bits.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -21,23 +21,29 @@ enum class MaskKind : uint8_t {
 // Which elements of one tensor take part. Plain data, passed by value to kernels.
 struct Mask {
   MaskKind kind = MaskKind::all;
-  float h = std::numeric_limits<float>::infinity();  // small, large: threshold on the stored 24-bit value (I10)
-  uint32_t keep = 65536;                             // random: an element is in when its 16 bits are < keep
+  float h =
+      std::numeric_limits<float>::infinity();  // small, large: threshold on the stored 24-bit value (I10)
+  uint32_t keep = 65536;                       // random: an element is in when its 16 bits are < keep
 };
 
 // One tensor's direction at one query of one step.
 struct TensorDirection {
   NoiseKind noise = NoiseKind::gaussian8;
   Mask mask;
-  Stream stream;  // purpose is direction; mask bits use the same seed and tensor id with Purpose::mask, step 0, query 0
+  Stream stream;  // purpose is direction; mask bits use the same seed and tensor id with Purpose::mask, step
+                  // 0, query 0
 };
 
-// Is element e, whose stored value is w (before the record being applied, never a perturbed value), in the selection?
+// Is element e, whose stored value is w (before the record being applied, never a perturbed value), in the
+// selection?
 SMEZO_HD bool mask_at(const TensorDirection& d, uint64_t e, float w) {
   switch (d.mask.kind) {
-    case MaskKind::all: return true;
-    case MaskKind::small: return fabsf(w) <= d.mask.h;
-    case MaskKind::large: return fabsf(w) >= d.mask.h;
+    case MaskKind::all:
+      return true;
+    case MaskKind::small:
+      return fabsf(w) <= d.mask.h;
+    case MaskKind::large:
+      return fabsf(w) >= d.mask.h;
     case MaskKind::random: {
       Stream s = d.stream;
       s.purpose = Purpose::mask;

@@ -1,4 +1,5 @@
-// Deltas and generations of an engine: what training changed, written at the journal's tail (I4) and read back.
+// Deltas and generations of an engine: what training changed, written at the journal's tail (I4) and read
+// back.
 #include <cmath>
 #include <cstring>
 
@@ -14,12 +15,14 @@ namespace {
 
 constexpr int64_t kChunk = 1 << 18;  // elements copied at a time
 
-// Is the support of a tensor something the base regenerates? Then only the values on it are stored, in element order.
+// Is the support of a tensor something the base regenerates? Then only the values on it are stored, in
+// element order.
 bool has_implicit_support(const TensorMethod& m) { return m.mask.kind != MaskKind::all; }
 
 int64_t element_bytes(DType d) { return d == DType::F32 ? 4 : 2; }
 
-// The elements of [e0, e0 + n) that are on the support, from the value the base has in the stored dtype (I10).
+// The elements of [e0, e0 + n) that are on the support, from the value the base has in the stored dtype
+// (I10).
 std::vector<int64_t> support(const TensorDirection& d, const float* w0, int64_t e0, int64_t n) {
   std::vector<int64_t> out;
   for (int64_t i = 0; i < n; ++i) {
@@ -29,13 +32,14 @@ std::vector<int64_t> support(const TensorDirection& d, const float* w0, int64_t 
 }
 
 // Copies chosen elements of a working copy out of it, or into it.
-void gather(const WeightView& w, const std::vector<int64_t>& at, std::vector<uint8_t>* values, std::vector<int8_t>* tail) {
+void gather(const WeightView& w, const std::vector<int64_t>& at, std::vector<uint8_t>* values,
+            std::vector<int8_t>* tail) {
   const int64_t size = element_bytes(w.dtype);
   values->resize(at.size() * static_cast<size_t>(size));
   tail->resize(w.dtype == DType::BF16T8 ? at.size() : 0);
   for (size_t i = 0; i < at.size(); ++i) {
-    std::memcpy(values->data() + i * static_cast<size_t>(size), static_cast<const uint8_t*>(w.data) + at[i] * size,
-                static_cast<size_t>(size));
+    std::memcpy(values->data() + i * static_cast<size_t>(size),
+                static_cast<const uint8_t*>(w.data) + at[i] * size, static_cast<size_t>(size));
     if (!tail->empty()) (*tail)[i] = w.tail[at[i]];
   }
 }
@@ -122,7 +126,8 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
     uint32_t id = 0;
     while (id < m.parameters.size() && m.parameters[id].name != t.name) ++id;
     check<ArgumentError>(id < m.parameters.size() && m.selection.tensors[id].trained, "delta",
-                         where + " holds '" + t.name + "', which this method does not train; open it with the method it was made by");
+                         where + " holds '" + t.name +
+                             "', which this method does not train; open it with the method it was made by");
     const WeightView w = m.store->weight(id);
     check<ArgumentError>(t.dtype == w.dtype, "delta",
                          where + " holds '" + t.name + "' as " + values_name(t.dtype) + ", this run keeps " +
@@ -131,8 +136,9 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
     const uint8_t* values = static_cast<const uint8_t*>(file.values(i));
     const int8_t* tail = file.tail(i);
     if (!t.packed) {
-      check<FormatError>(t.n() == w.n(), "delta", where + " has " + std::to_string(t.n()) + " values of '" + t.name +
-                                                       "', expected " + std::to_string(w.n()));
+      check<FormatError>(t.n() == w.n(), "delta",
+                         where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
+                             std::to_string(w.n()));
       std::memcpy(w.data, values, static_cast<size_t>(w.n() * element_bytes(w.dtype)));
       if (tail) std::memcpy(w.tail, tail, static_cast<size_t>(w.n()));
       continue;

@@ -33,7 +33,8 @@ Strip strip_for(const Kernels& kernels, Compute compute, int64_t rows, int64_t c
 double Engine::surviving_perturbation(float eps, uint32_t noise_step) {
   Impl& m = *impl_;
   flush();
-  constexpr int64_t kRows = 8, kEvery = 16;  // 8 rows of every 128: millions of elements are plenty for two digits
+  constexpr int64_t kRows = 8,
+                    kEvery = 16;  // 8 rows of every 128: millions of elements are plenty for two digits
   double dot = 0, made = 0, wanted = 0;
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     const TensorMethod& method = m.selection.tensors[id];

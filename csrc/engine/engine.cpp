@@ -28,7 +28,8 @@ Engine::Impl::Impl(const EngineOptions& o)
       kernels(kernels_for(isa)),
       pool(o.threads > 0 ? o.threads : default_threads()) {
   check_method(o.method);
-  check<ArgumentError>(o.sync_every >= 1, "sync_every", std::to_string(o.sync_every) + ", expected at least 1");
+  check<ArgumentError>(o.sync_every >= 1, "sync_every",
+                       std::to_string(o.sync_every) + ", expected at least 1");
   const ModelConfig config = load_config(o.model_dir);
   parameters = parameters_of(config);
   const std::vector<bool> trained = trained_tensors(o.method, parameters);
@@ -70,17 +71,20 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
       Journal::open(journal_path, [&](const Record& r, uint32_t) { records.push_back(r); }));
   const RunHeader found = run_header_from_json(journal->header_json());
   check<ArgumentError>(found.numerics_version == kNumericsVersion, "run folder",
-                       options.run_dir + " was written with numerics version " + std::to_string(found.numerics_version) +
-                           ", this library has " + std::to_string(kNumericsVersion) + ": replaying would give other weights");
+                       options.run_dir + " was written with numerics version " +
+                           std::to_string(found.numerics_version) + ", this library has " +
+                           std::to_string(kNumericsVersion) + ": replaying would give other weights");
   if (!options.delta.empty()) header.delta_hash = delta_hash(options.delta);
   const std::string differs = difference(header, found);
   check<ArgumentError>(differs.empty(), "run folder",
-                       options.run_dir + " holds another run: " + differs + "; continue with the same settings or name a new run folder");
+                       options.run_dir + " holds another run: " + differs +
+                           "; continue with the same settings or name a new run folder");
   check<FormatError>(found.masks.size() == parameters.size(), "run folder",
-                     options.run_dir + "/journal.smz has " + std::to_string(found.masks.size()) + " masks, expected " +
-                         std::to_string(parameters.size()) + ", one a tensor");
+                     options.run_dir + "/journal.smz has " + std::to_string(found.masks.size()) +
+                         " masks, expected " + std::to_string(parameters.size()) + ", one a tensor");
   if (found.instruction_set != header.instruction_set) {
-    notes.push_back("this run was made on " + found.instruction_set + " and continues on " + header.instruction_set +
+    notes.push_back("this run was made on " + found.instruction_set + " and continues on " +
+                    header.instruction_set +
                     ": committed steps replay bit for bit, new ones may differ in the last bits");
   }
   if (journal->dropped_bytes() > 0) {
@@ -125,12 +129,15 @@ std::unique_ptr<Engine> Engine::open(const EngineOptions& options) {
 
 void Engine::start(float lr, float eps) {
   check<ArgumentError>(!impl_->is_started, "start", "the run has started, its lr and eps are fixed");
-  check<ArgumentError>(std::isfinite(lr) && lr > 0, "lr", std::to_string(lr) + ", expected a positive number");
-  check<ArgumentError>(std::isfinite(eps) && eps > 0, "eps",
-                       std::to_string(eps) + ", expected a positive number: it is the size of the perturbation");
+  check<ArgumentError>(std::isfinite(lr) && lr > 0, "lr",
+                       std::to_string(lr) + ", expected a positive number");
+  check<ArgumentError>(
+      std::isfinite(eps) && eps > 0, "eps",
+      std::to_string(eps) + ", expected a positive number: it is the size of the perturbation");
   impl_->header.lr = lr;
   impl_->header.eps = eps;
-  if (!impl_->journal_path.empty()) impl_->journal = std::make_unique<Journal>(Journal::create(impl_->journal_path, to_json(impl_->header)));
+  if (!impl_->journal_path.empty())
+    impl_->journal = std::make_unique<Journal>(Journal::create(impl_->journal_path, to_json(impl_->header)));
   impl_->is_started = true;
 }
 
@@ -172,8 +179,8 @@ bool Engine::commit(const StepDecision& d) {
   Impl& m = *impl_;
   check<ArgumentError>(m.is_started, "commit", "the run has not started, expected start(lr, eps) first");
   check<ArgumentError>(d.scalars.size() == static_cast<size_t>(m.header.method.queries), "commit",
-                       std::to_string(d.scalars.size()) + " scalars, expected one a query: " +
-                           std::to_string(m.header.method.queries));
+                       std::to_string(d.scalars.size()) +
+                           " scalars, expected one a query: " + std::to_string(m.header.method.queries));
   Record r;
   r.step = m.n_committed + 1;
   r.lr = d.lr;
@@ -229,9 +236,9 @@ int64_t Engine::n_trained() const {
 }
 
 std::vector<float> Engine::weights(uint32_t tensor_id) {
-  check<ArgumentError>(tensor_id < impl_->parameters.size(), "weights", "tensor id " + std::to_string(tensor_id) +
-                                                                            ", expected less than " +
-                                                                            std::to_string(impl_->parameters.size()));
+  check<ArgumentError>(tensor_id < impl_->parameters.size(), "weights",
+                       "tensor id " + std::to_string(tensor_id) + ", expected less than " +
+                           std::to_string(impl_->parameters.size()));
   flush();
   const WeightView w = impl_->store->weight(tensor_id);
   std::vector<float> out(static_cast<size_t>(w.n()));

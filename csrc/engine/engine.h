@@ -2,20 +2,24 @@
 //
 // Invariants. Code cites them; each has a test of its name.
 //
-// I1  A unit's weights and rule state are base (+ starting delta) + records up to its watermark, in order. Nothing else writes them.
-// I2  A record is appended before it is pending, and synced at once unless sync_every > 1; nothing with watermark w reaches a file before
+// I1  A unit's weights and rule state are base (+ starting delta) + records up to its watermark, in order.
+// Nothing else writes them. I2  A record is appended before it is pending, and synced at once unless
+// sync_every > 1; nothing with watermark w reaches a file before
 //     the journal is synced to w. The base is never opened for writing.
 // I3  A pending record carries its own lr and rule step: applied later, or elsewhere, it gives the same bits.
 // I4  Evaluate and generate see every unit at the journal's tail; save and export write it there.
-// I5  A probe changes nothing but to catch a unit up to the journal's tail as it stood when the probe began (I1); perturbation never reaches
-//     a stored weight. Every branch's operand is made from the stored weight into scratch, never from another branch's.
-// I6  Random bits are addressed: (run seed, step, query, purpose, tensor id, element), never drawn from a stream. See noise/address.h.
-// I7  Tied tensors have one id: one direction, one update.
-// I8  Every rank applies the same records; the exchanged per-example sums, not local losses, make the record.
-// I9  The budget is a ceiling: planned before the first byte is read; an allocation past it is an error that names who asked.
-// I10 Trained values keep at least 24 bits: fp32, or bf16 plus an 8-bit tail. See format/split24.h.
+// I5  A probe changes nothing but to catch a unit up to the journal's tail as it stood when the probe began
+// (I1); perturbation never reaches
+//     a stored weight. Every branch's operand is made from the stored weight into scratch, never from another
+//     branch's.
+// I6  Random bits are addressed: (run seed, step, query, purpose, tensor id, element), never drawn from a
+// stream. See noise/address.h. I7  Tied tensors have one id: one direction, one update. I8  Every rank
+// applies the same records; the exchanged per-example sums, not local losses, make the record. I9  The budget
+// is a ceiling: planned before the first byte is read; an allocation past it is an error that names who
+// asked. I10 Trained values keep at least 24 bits: fp32, or bf16 plus an 8-bit tail. See format/split24.h.
 // I11 A non-finite loss or scalar makes a skipped step, recorded as such; neither filtered nor hidden.
-// I12 An example's loss on a branch depends on weights, example, branch and instruction set only. Per-example losses are added as int64
+// I12 An example's loss on a branch depends on weights, example, branch and instruction set only. Per-example
+// losses are added as int64
 //     fixed point (2^-32), so sums over examples, threads and ranks are exact and order-free.
 #pragma once
 #include <cstdint>
@@ -34,7 +38,8 @@ struct EngineOptions {
   std::string model_dir;
   std::string run_dir;  // "": nothing is durable (evaluation, benchmarks)
   MethodConfig method;
-  std::string dtype = "auto";       // auto | fp32 | bf16: what GEMM inputs are rounded to; auto: fp32 for an fp32 base, else bf16
+  std::string dtype =
+      "auto";  // auto | fp32 | bf16: what GEMM inputs are rounded to; auto: fp32 for an fp32 base, else bf16
   std::string values = "auto";      // auto | fp32 | bf16+8 | bf16: working copies; auto: bf16+8
   std::string operand = "nearest";  // nearest | dither | split
   std::string reduction = "example";
@@ -47,8 +52,8 @@ struct EngineOptions {
 // What a probe found out. Branch order is the caller's.
 struct ProbeResult {
   std::vector<Branch> branches;
-  std::vector<BranchLoss> losses;               // [n_branches]
-  std::vector<std::vector<float>> values;       // see ForwardResult
+  std::vector<BranchLoss> losses;          // [n_branches]
+  std::vector<std::vector<float>> values;  // see ForwardResult
   std::vector<std::pair<std::string, double>> parts;
 };
 
@@ -63,12 +68,13 @@ class Engine {
  public:
   struct Impl;  // engine_impl.h
 
-  // Opens the base and, when run_dir holds a journal, becomes the model it describes. ArgumentError when the journal is of another base,
-  // method, seed or value dtype; FormatError when it is damaged.
+  // Opens the base and, when run_dir holds a journal, becomes the model it describes. ArgumentError when the
+  // journal is of another base, method, seed or value dtype; FormatError when it is damaged.
   static std::unique_ptr<Engine> open(const EngineOptions& options);
   ~Engine();
 
-  // lr and eps of the run. Writes the journal's header; nothing can be committed before. ArgumentError: not positive, or already started.
+  // lr and eps of the run. Writes the journal's header; nothing can be committed before. ArgumentError: not
+  // positive, or already started.
   void start(float lr, float eps);
   bool started() const;
   float lr() const;
@@ -76,7 +82,8 @@ class Engine {
   uint32_t step() const;  // last committed step; 0: none
 
   std::vector<Branch> training_branches(float eps) const;  // + and - of every query
-  ProbeResult probe(const Batch& batch, const std::vector<Branch>& branches, uint32_t noise_step, bool want_logits = false);
+  ProbeResult probe(const Batch& batch, const std::vector<Branch>& branches, uint32_t noise_step,
+                    bool want_logits = false);
   // The step has happened when this returns. Returns false for a skipped step.
   bool commit(const StepDecision& decision);
   void sync();  // the journal, whatever sync_every says
@@ -92,10 +99,12 @@ class Engine {
   int threads() const;
   int64_t working_copy_bytes() const;
   int64_t n_trained() const;  // elements selected, over all tensors
-  const std::vector<std::string>& notes() const;  // what a user should be told once (another instruction set, a dropped tail, ...)
+  const std::vector<std::string>& notes()
+      const;  // what a user should be told once (another instruction set, a dropped tail, ...)
   std::vector<float> weights(uint32_t tensor_id);  // at the journal's tail, fp32
   TensorDirection direction(uint32_t tensor_id, uint32_t step, uint32_t query) const;
-  // cos^2(z, z_eff) with z_eff = (Q(w + eps z) - Q(w - eps z)) / (2 eps) over the trained elements (DESIGN section 4, Operand rounding).
+  // cos^2(z, z_eff) with z_eff = (Q(w + eps z) - Q(w - eps z)) / (2 eps) over the trained elements (DESIGN
+  // section 4, Operand rounding).
   double surviving_perturbation(float eps, uint32_t noise_step);
 
  private:

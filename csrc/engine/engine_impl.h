@@ -22,8 +22,9 @@ struct Engine::Impl {
 
   // checkpoint.cpp
   std::string delta_hash(const std::string& path);  // identity of a starting delta, kept in the header
-  std::string load_delta(const std::string& path);  // writes its values into the working copies; returns delta_hash
-  uint32_t load_newest_generation();                // its watermark, 0 when there is none
+  std::string load_delta(
+      const std::string& path);       // writes its values into the working copies; returns delta_hash
+  uint32_t load_newest_generation();  // its watermark, 0 when there is none
 
   EngineOptions options;
   Isa isa;

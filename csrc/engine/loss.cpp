@@ -31,7 +31,8 @@ std::vector<float> option_scores(const Batch& batch, const std::vector<float>& v
   if (batch.task == Task::choice_candidates) {
     for (size_t i = 0; i < batch.labels.size(); ++i) {
       for (int64_t o = 0; o < n_options; ++o) {
-        scores[static_cast<size_t>(batch.labels[i].example * n_options + o)] = values[i * static_cast<size_t>(n_options) + static_cast<size_t>(o)];
+        scores[static_cast<size_t>(batch.labels[i].example * n_options + o)] =
+            values[i * static_cast<size_t>(n_options) + static_cast<size_t>(o)];
       }
     }
     return scores;
@@ -83,8 +84,8 @@ BranchLoss branch_loss(const Batch& batch, const std::vector<float>& values, Red
   return out;
 }
 
-std::vector<float> two_sided_scalars(const std::vector<Branch>& branches, const std::vector<double>& mean_losses,
-                                     int n_queries) {
+std::vector<float> two_sided_scalars(const std::vector<Branch>& branches,
+                                     const std::vector<double>& mean_losses, int n_queries) {
   std::vector<float> g(static_cast<size_t>(n_queries));
   for (int q = 0; q < n_queries; ++q) {
     double plus = 0, minus = 0, eps = 0;
@@ -95,8 +96,9 @@ std::vector<float> two_sided_scalars(const std::vector<Branch>& branches, const 
       eps = static_cast<double>(branches[b].eps);
       ++found;
     }
-    check<ArgumentError>(found == 2, "scalars", "query " + std::to_string(q) + " has " + std::to_string(found) +
-                                                    " branches, expected a plus and a minus");
+    check<ArgumentError>(found == 2, "scalars",
+                         "query " + std::to_string(q) + " has " + std::to_string(found) +
+                             " branches, expected a plus and a minus");
     g[static_cast<size_t>(q)] = static_cast<float>((plus - minus) / (2 * eps));
   }
   return g;

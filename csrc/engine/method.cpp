@@ -59,26 +59,30 @@ const char* noise_name(NoiseKind kind) {
 
 void check_method(const MethodConfig& m) {
   kind_row(m.kind);
-  check<ArgumentError>(m.sparsity >= 0 && m.sparsity < 1, "method",
-                       "sparsity " + std::to_string(m.sparsity) +
-                           ", expected 0 <= sparsity < 1: it is the frozen fraction, and at 1 nothing would train");
+  check<ArgumentError>(
+      m.sparsity >= 0 && m.sparsity < 1, "method",
+      "sparsity " + std::to_string(m.sparsity) +
+          ", expected 0 <= sparsity < 1: it is the frozen fraction, and at 1 nothing would train");
   check<ArgumentError>(m.queries >= 1 && m.queries <= kMaxQueries, "method",
                        std::to_string(m.queries) + " queries, expected 1 to " + std::to_string(kMaxQueries));
-  check<ArgumentError>(std::isfinite(m.weight_decay) && m.weight_decay >= 0, "method",
-                       "weight decay " + std::to_string(m.weight_decay) + ", expected a finite number not below 0");
+  check<ArgumentError>(
+      std::isfinite(m.weight_decay) && m.weight_decay >= 0, "method",
+      "weight decay " + std::to_string(m.weight_decay) + ", expected a finite number not below 0");
 }
 
 std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<ParameterSpec>& parameters) {
   std::vector<bool> out;
   bool any = false;
   for (const ParameterSpec& p : parameters) {
-    const bool t = m.trains == "all" || (m.trains == "linear" ? p.block_linear : glob(m.trains.c_str(), p.name.c_str()));
+    const bool t =
+        m.trains == "all" || (m.trains == "linear" ? p.block_linear : glob(m.trains.c_str(), p.name.c_str()));
     out.push_back(t);
     any |= t;
   }
-  check<ArgumentError>(any, "method",
-                       "trains '" + m.trains + "' matches no parameter, expected linear, all or a glob pattern such as " +
-                           "'*.mlp.*'; the first parameter is " + (parameters.empty() ? "absent" : parameters[0].name));
+  check<ArgumentError>(
+      any, "method",
+      "trains '" + m.trains + "' matches no parameter, expected linear, all or a glob pattern such as " +
+          "'*.mlp.*'; the first parameter is " + (parameters.empty() ? "absent" : parameters[0].name));
   return out;
 }
 

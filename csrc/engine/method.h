@@ -11,12 +11,12 @@
 namespace smezo {
 
 struct MethodConfig {
-  std::string kind = "mezo";       // mezo | random-mask | largest-mask | sparse-mezo
-  std::string trains = "linear";   // linear | all | a glob pattern over parameter names
-  double sparsity = 0;             // frozen fraction, 0 <= sparsity < 1
+  std::string kind = "mezo";      // mezo | random-mask | largest-mask | sparse-mezo
+  std::string trains = "linear";  // linear | all | a glob pattern over parameter names
+  double sparsity = 0;            // frozen fraction, 0 <= sparsity < 1
   NoiseKind noise = NoiseKind::gaussian8;
   int queries = 1;
-  double weight_decay = 0;         // lambda; matrices only
+  double weight_decay = 0;  // lambda; matrices only
 };
 
 NoiseKind noise_from_name(const std::string& name);  // ArgumentError lists the known ones
@@ -28,8 +28,9 @@ void check_method(const MethodConfig& m);
 // Does the method train this parameter? ArgumentError when nothing of the model matches.
 std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<ParameterSpec>& parameters);
 
-// Masks of all tensors, from the values they have in the store (the base's, before any record), with the elements each selects (expected
-// number for a random mask). Thresholds are computed once a run and kept in the journal header.
+// Masks of all tensors, from the values they have in the store (the base's, before any record), with the
+// elements each selects (expected number for a random mask). Thresholds are computed once a run and kept in
+// the journal header.
 struct Selection {
   std::vector<TensorMethod> tensors;  // [n_tensors]
   std::vector<int64_t> n_selected;    // [n_tensors], 0 when not trained

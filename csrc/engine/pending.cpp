@@ -6,8 +6,8 @@
 
 namespace smezo {
 
-Pending::Pending(Store& store, const std::vector<TensorMethod>& methods, const Kernels& kernels, ThreadPool& pool,
-                 uint64_t run_seed, uint32_t watermark)
+Pending::Pending(Store& store, const std::vector<TensorMethod>& methods, const Kernels& kernels,
+                 ThreadPool& pool, uint64_t run_seed, uint32_t watermark)
     : store_(store),
       methods_(methods),
       kernels_(kernels),
@@ -41,7 +41,8 @@ void Pending::drop_applied() {
   for (size_t id = 0; id < watermark_.size(); ++id) {
     if (methods_[id].trained) lowest = std::min(lowest, watermark_[id]);
   }
-  const auto first = std::find_if(records_.begin(), records_.end(), [&](const PendingRecord& r) { return r.step > lowest; });
+  const auto first =
+      std::find_if(records_.begin(), records_.end(), [&](const PendingRecord& r) { return r.step > lowest; });
   records_.erase(records_.begin(), first);
 }
 

@@ -12,14 +12,16 @@ namespace smezo {
 
 class Pending {
  public:
-  Pending(Store& store, const std::vector<TensorMethod>& methods, const Kernels& kernels, ThreadPool& pool, uint64_t run_seed,
-          uint32_t watermark);
+  Pending(Store& store, const std::vector<TensorMethod>& methods, const Kernels& kernels, ThreadPool& pool,
+          uint64_t run_seed, uint32_t watermark);
 
-  void push(PendingRecord record);  // records come in increasing step order; one with no scalar and no decay only moves the tail
+  void push(PendingRecord record);  // records come in increasing step order; one with no scalar and no decay
+                                    // only moves the tail
   uint32_t tail() const { return tail_; }
   uint32_t watermark(uint32_t tensor_id) const { return watermark_[tensor_id]; }
 
-  // Records after the tensor's watermark, oldest first. The reference holds until the next call of any member.
+  // Records after the tensor's watermark, oldest first. The reference holds until the next call of any
+  // member.
   const std::vector<PendingRecord>& of(uint32_t tensor_id);
   void caught_up(uint32_t tensor_id);  // every row has had all of them
 
@@ -35,9 +37,9 @@ class Pending {
   ThreadPool& pool_;
   uint64_t run_seed_;
   uint32_t tail_;
-  std::vector<uint32_t> watermark_;      // [n_tensors]
-  std::vector<PendingRecord> records_;   // those after the lowest watermark of a trained tensor
-  std::vector<PendingRecord> suffix_;    // what `of` handed out when it was not all of records_
+  std::vector<uint32_t> watermark_;     // [n_tensors]
+  std::vector<PendingRecord> records_;  // those after the lowest watermark of a trained tensor
+  std::vector<PendingRecord> suffix_;   // what `of` handed out when it was not all of records_
 };
 
 }  // namespace smezo

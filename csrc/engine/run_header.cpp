@@ -19,8 +19,10 @@ constexpr Row<OperandMode> kOperands[] = {
     {"nearest", OperandMode::nearest}, {"dither", OperandMode::dither}, {"split", OperandMode::split}};
 constexpr Row<Reduction> kReductions[] = {{"example", Reduction::example}, {"token", Reduction::token}};
 constexpr Row<Compute> kComputes[] = {{"fp32", Compute::f32}, {"bf16", Compute::bf16}};
-constexpr Row<MaskKind> kMasks[] = {
-    {"all", MaskKind::all}, {"small", MaskKind::small}, {"large", MaskKind::large}, {"random", MaskKind::random}};
+constexpr Row<MaskKind> kMasks[] = {{"all", MaskKind::all},
+                                    {"small", MaskKind::small},
+                                    {"large", MaskKind::large},
+                                    {"random", MaskKind::random}};
 
 template <class T, size_t N>
 T value_of(const Row<T> (&table)[N], const char* what, const std::string& name) {
@@ -120,7 +122,8 @@ RunHeader run_header_from_json(const std::string& text) {
   h.eps = from_bits(j.at("eps_bits", what), what);
   for (const Json& row : j.at("masks", what).as_array(what)) {
     const Json::Array& r = row.as_array(what);
-    check<FormatError>(r.size() == 3, "journal header", "a mask of " + std::to_string(r.size()) + " fields, expected 3");
+    check<FormatError>(r.size() == 3, "journal header",
+                       "a mask of " + std::to_string(r.size()) + " fields, expected 3");
     Mask k;
     k.kind = value_of(kMasks, "mask", r[0].as_string(what));
     k.h = from_bits(r[1], what);
@@ -147,7 +150,8 @@ std::string difference(const RunHeader& a, const RunHeader& b) {
   differ("dtype", name_of(kComputes, a.compute), name_of(kComputes, b.compute));
   differ("operand", operand_name(a.operand), operand_name(b.operand));
   differ("reduction", name_of(kReductions, a.reduction), name_of(kReductions, b.reduction));
-  differ("starting delta", a.delta_hash.empty() ? "none" : a.delta_hash, b.delta_hash.empty() ? "none" : b.delta_hash);
+  differ("starting delta", a.delta_hash.empty() ? "none" : a.delta_hash,
+         b.delta_hash.empty() ? "none" : b.delta_hash);
   return out;
 }
 

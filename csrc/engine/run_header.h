@@ -1,4 +1,5 @@
-// Everything a journal's header says about a run: with the base it is enough to rebuild the model from the records.
+// Everything a journal's header says about a run: with the base it is enough to rebuild the model from the
+// records.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -14,28 +15,28 @@ constexpr int kNumericsVersion = 1;
 
 struct RunHeader {
   int numerics_version = kNumericsVersion;
-  std::string instruction_set;   // numerics_name(): continuing on another one is not bit-exact, replay is
+  std::string instruction_set;  // numerics_name(): continuing on another one is not bit-exact, replay is
   std::string base_fingerprint;
-  std::string delta_hash;        // of the starting delta's file, or ""
+  std::string delta_hash;  // of the starting delta's file, or ""
   MethodConfig method;
   DType values = DType::BF16T8;
   Compute compute = Compute::bf16;
   OperandMode operand = OperandMode::nearest;
   Reduction reduction = Reduction::example;
   uint64_t seed = 0;
-  float lr = 0;                  // a record carries its own; this is the schedule's peak
+  float lr = 0;  // a record carries its own; this is the schedule's peak
   float eps = 0;
-  std::vector<Mask> masks;       // [n_tensors]; thresholds and densities computed from the base at the start
+  std::vector<Mask> masks;  // [n_tensors]; thresholds and densities computed from the base at the start
 };
 
 std::string to_json(const RunHeader& h);
 RunHeader run_header_from_json(const std::string& text);  // FormatError
 
-// The first thing by which two headers describe different runs, as "seed 1, the run has 0"; "" when they may continue each other. lr, eps,
-// masks and instruction set are not compared.
+// The first thing by which two headers describe different runs, as "seed 1, the run has 0"; "" when they may
+// continue each other. lr, eps, masks and instruction set are not compared.
 std::string difference(const RunHeader& wanted, const RunHeader& in_journal);
 
-const char* values_name(DType values);       // fp32 | bf16+8 | bf16
+const char* values_name(DType values);  // fp32 | bf16+8 | bf16
 DType values_from_name(const std::string& name);
 OperandMode operand_from_name(const std::string& name);
 const char* operand_name(OperandMode m);

@@ -1,10 +1,11 @@
-// The verbs: everything that is compiled once per instruction set. Each implementation fills one table of function
-// pointers; dispatch.cpp holds the ordered list. Plain pointers, no containers, no allocation, no threads: a caller hands every
-// thread its own rows and its own scratch.
+// The verbs: everything that is compiled once per instruction set. Each implementation fills one table of
+// function pointers; dispatch.cpp holds the ordered list. Plain pointers, no containers, no allocation, no
+// threads: a caller hands every thread its own rows and its own scratch.
 //
-// Activations are feature-major: X[k][t], t over the packed tokens, a row per feature, so that a vector lane is a token. Lanes never
-// mix, so a token's result does not depend on which tokens are beside it (I12), and all sums run over features in increasing order.
-// t is padded to a multiple of 16 (kLanes); padding columns hold zeros or garbage that no result depends on.
+// Activations are feature-major: X[k][t], t over the packed tokens, a row per feature, so that a vector lane
+// is a token. Lanes never mix, so a token's result does not depend on which tokens are beside it (I12), and
+// all sums run over features in increasing order. t is padded to a multiple of 16 (kLanes); padding columns
+// hold zeros or garbage that no result depends on.
 #pragma once
 #include <cstdint>
 
@@ -17,13 +18,15 @@ namespace smezo {
 constexpr int64_t kLanes = 16;       // tokens in a panel
 constexpr int64_t kStripAlign = 64;  // scratch and packed buffers are aligned to this many bytes
 
-// What GEMM inputs are rounded to. bf16: operands and activations are rounded to bf16 (nearest even), sums are fp32.
+// What GEMM inputs are rounded to. bf16: operands and activations are rounded to bf16 (nearest even), sums
+// are fp32.
 enum class Compute : uint8_t { f32, bf16 };
 
 // How a branch's operand is made from w, eps and m z:
 //   nearest   Q(fma(eps, m z, w))                 Q: to bf16 when compute is bf16, nothing when f32
 //   dither    the same, Q stochastic; the same 16 dither bits (Purpose::dither) for every branch of the query
-//   split     two operands, Q(w) and m z in bf16 (exact for gaussian8 and rademacher); the caller multiplies both
+//   split     two operands, Q(w) and m z in bf16 (exact for gaussian8 and rademacher); the caller multiplies
+//   both
 // The operand of the plain branch (eps = 0) is Q(w), which for BF16T8 is the bf16 plane as it is (I10).
 enum class OperandMode : uint8_t { nearest, dither, split };
 
@@ -37,12 +40,14 @@ struct OperandJob {
 
 constexpr int kMaxQueries = 64;
 
-// One committed record applied to one tensor: decay first, w <- fma(-decay, m w, w), then for q = 0..n_queries-1 in order
-// w <- fma(-c[q], m z_q, w), all in fp32, m taken once from the value before the record, then rounded once to the stored format
-// (BF16T8 and BF16: stochastically, Purpose::rounding at the record's step, query 0; F32: as it is). Masked-out elements keep their bits.
+// One committed record applied to one tensor: decay first, w <- fma(-decay, m w, w), then for q =
+// 0..n_queries-1 in order w <- fma(-c[q], m z_q, w), all in fp32, m taken once from the value before the
+// record, then rounded once to the stored format (BF16T8 and BF16: stochastically, Purpose::rounding at the
+// record's step, query 0; F32: as it is). Masked-out elements keep their bits.
 struct UpdateJob {
-  WeightView w;         // writable
-  TensorDirection dir;  // stream.step = the record's step; stream.query is set by the kernel to 0..n_queries-1
+  WeightView w;  // writable
+  TensorDirection
+      dir;  // stream.step = the record's step; stream.query is set by the kernel to 0..n_queries-1
   float decay = 0;
   int n_queries = 0;
   const float* c = nullptr;  // c[q] = fp32(lr * g_q / n_queries)
@@ -55,14 +60,15 @@ enum class Epilogue : uint8_t {
 
 // Rope, attention and friends work on one branch.
 struct AttentionJob {
-  const float* q;     // [n_heads * head_dim][ld], roped
-  const float* k;     // [n_kv_heads * head_dim][ld], roped
-  const float* v;     // [n_kv_heads * head_dim][ld]
-  float* out;         // [n_heads * head_dim][ld]
+  const float* q;  // [n_heads * head_dim][ld], roped
+  const float* k;  // [n_kv_heads * head_dim][ld], roped
+  const float* v;  // [n_kv_heads * head_dim][ld]
+  float* out;      // [n_heads * head_dim][ld]
   int64_t ld;
   int64_t head_dim;
   int64_t q_head, kv_head;
-  // Queries are columns [start, start + len). Keys are columns [prefix_start, prefix_start + prefix_len), then [start, ...] causally.
+  // Queries are columns [start, start + len). Keys are columns [prefix_start, prefix_start + prefix_len),
+  // then [start, ...] causally.
   int64_t start, len, prefix_start, prefix_len;
   int64_t window;  // sliding window: a query sees at most this many latest keys, itself included; 0: no limit
   float scale;     // 1 / sqrt(head_dim)
@@ -72,16 +78,17 @@ struct AttentionJob {
 struct Kernels {
   const char* name;
 
-  // Element type of an operand strip for a compute kind: BF16 (uint16_t) or F32 (bf16-rounded values held in fp32 where the machine
-  // has no bf16 product).
+  // Element type of an operand strip for a compute kind: BF16 (uint16_t) or F32 (bf16-rounded values held in
+  // fp32 where the machine has no bf16 product).
   DType (*operand_dtype)(Compute);
-  // Leading dimension, in elements, of an operand strip with K columns. Columns K..ld-1 are written as zeros by `produce`.
+  // Leading dimension, in elements, of an operand strip with K columns. Columns K..ld-1 are written as zeros
+  // by `produce`.
   int64_t (*operand_ld)(Compute, int64_t k);
   // Bytes of a packed activation of K features and n_panels * 16 tokens.
   int64_t (*packed_bytes)(Compute, int64_t k, int64_t n_panels);
 
-  // Operands of rows [row0, row0 + n_rows). nearest, dither: plus = branch +eps, minus = branch -eps (either may be null).
-  // split: plus = Q(w), minus = m z. Strips are [n_rows][operand_ld].
+  // Operands of rows [row0, row0 + n_rows). nearest, dither: plus = branch +eps, minus = branch -eps (either
+  // may be null). split: plus = Q(w), minus = m z. Strips are [n_rows][operand_ld].
   void (*produce)(const OperandJob&, int64_t row0, int64_t n_rows, void* plus, void* minus);
   // A record on rows [row0, row0 + n_rows) in place.
   void (*apply_update)(const UpdateJob&, int64_t row0, int64_t n_rows);
@@ -91,13 +98,16 @@ struct Kernels {
   void (*noise)(const TensorDirection&, int64_t e0, int64_t n, float* out);
 
   // x: feature-major [k][ld] fp32 -> packed, panels [panel0, panel0 + n_panels) of it.
-  void (*pack)(Compute, const float* x, int64_t ld, int64_t k, int64_t panel0, int64_t n_panels, void* packed);
-  // C[n_rows][ldc] = alpha * (strip [n_rows][operand_ld] times packed activations of n_panels panels), by the epilogue.
-  // Every element's sum runs over k in the same order whatever n_rows, n_panels and the position of the panel are.
+  void (*pack)(Compute, const float* x, int64_t ld, int64_t k, int64_t panel0, int64_t n_panels,
+               void* packed);
+  // C[n_rows][ldc] = alpha * (strip [n_rows][operand_ld] times packed activations of n_panels panels), by the
+  // epilogue. Every element's sum runs over k in the same order whatever n_rows, n_panels and the position of
+  // the panel are.
   void (*gemm)(Compute, const void* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
                float alpha, Epilogue, float* c, int64_t ldc);
 
-  // y = x / sqrt(mean(x^2) + eps) * gain, over features, for token columns of panels [panel0, panel0 + n_panels).
+  // y = x / sqrt(mean(x^2) + eps) * gain, over features, for token columns of panels [panel0, panel0 +
+  // n_panels).
   void (*rms_norm)(const float* x, int64_t ld, int64_t d, const float* gain, float eps, int64_t panel0,
                    int64_t n_panels, float* y);
   // Rotates rows i and i + rot/2 of one head (Hugging Face half layout) with cos, sin: [rot/2][ld].
@@ -106,14 +116,17 @@ struct Kernels {
   void (*attention)(const AttentionJob&);
   // h = silu(gate) * up over n floats (gate and h may alias).
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* h);
-  // silu_mul and rms_norm whose result goes straight into a packed activation, as `pack` would have rounded and laid it out:
-  // gate, up and x are feature-major [k][ld]; panels [panel0, panel0 + n_panels) of `packed`.
+  // silu_mul and rms_norm whose result goes straight into a packed activation, as `pack` would have rounded
+  // and laid it out: gate, up and x are feature-major [k][ld]; panels [panel0, panel0 + n_panels) of
+  // `packed`.
   void (*silu_mul_pack)(Compute, const float* gate, const float* up, int64_t ld, int64_t k, int64_t panel0,
                         int64_t n_panels, void* packed);
-  void (*rms_norm_pack)(Compute, const float* x, int64_t ld, int64_t k, const float* gain, float eps, int64_t panel0,
-                        int64_t n_panels, void* packed);
-  // Online log-sum-exp over rows of logits [n_rows][ld] for n_panels * 16 columns: max and sum [ld], updated in row order.
-  void (*lse_update)(const float* logits, int64_t n_rows, int64_t ld, int64_t n_panels, float* max, float* sum);
+  void (*rms_norm_pack)(Compute, const float* x, int64_t ld, int64_t k, const float* gain, float eps,
+                        int64_t panel0, int64_t n_panels, void* packed);
+  // Online log-sum-exp over rows of logits [n_rows][ld] for n_panels * 16 columns: max and sum [ld], updated
+  // in row order.
+  void (*lse_update)(const float* logits, int64_t n_rows, int64_t ld, int64_t n_panels, float* max,
+                     float* sum);
 };
 
 int64_t attention_scratch_floats(int64_t head_dim, int64_t n_keys);

@@ -5,8 +5,9 @@
 
 namespace smezo {
 
-// A run of tokens that attends causally to itself and, when parent >= 0, to the whole of an earlier segment (so that a prompt shared by
-// several options is computed once). Rope positions start at 0, or after the parent.
+// A run of tokens that attends causally to itself and, when parent >= 0, to the whole of an earlier segment
+// (so that a prompt shared by several options is computed once). Rope positions start at 0, or after the
+// parent.
 struct Segment {
   int64_t start = 0;  // first packed token
   int64_t len = 0;
@@ -16,9 +17,9 @@ struct Segment {
 // One prediction: the logits at packed position `position` predict `target`.
 struct Label {
   int64_t position = 0;
-  int32_t target = -1;   // token id; with candidates: -1
-  int32_t example = 0;   // in [0, n_examples)
-  int32_t option = 0;    // in [0, n_options); 0 for plain language modelling
+  int32_t target = -1;  // token id; with candidates: -1
+  int32_t example = 0;  // in [0, n_examples)
+  int32_t option = 0;   // in [0, n_options); 0 for plain language modelling
 };
 
 enum class Reduction : uint8_t { example, token };
@@ -26,16 +27,18 @@ enum class Reduction : uint8_t { example, token };
 // How per-example losses are made of labels (DESIGN section 4, Losses).
 enum class Task : uint8_t {
   language_model,     // example loss: sum of -log p(target) over its labels, count = number of labels
-  choice_candidates,  // one label an example; scores = logits of `candidates`; loss = cross-entropy of `answer`
-  choice_sequences,   // score of an option = mean log p(target) over its labels; loss = cross-entropy of `answer`
+  choice_candidates,  // one label an example; scores = logits of `candidates`; loss = cross-entropy of
+                      // `answer`
+  choice_sequences,   // score of an option = mean log p(target) over its labels; loss = cross-entropy of
+                      // `answer`
 };
 
 struct Batch {
-  std::vector<int32_t> tokens;     // [T]
-  std::vector<Segment> segments;   // cover [0, T) in order, without overlap
-  std::vector<Label> labels;       // [n_labels]
-  std::vector<int32_t> candidates; // [n_options] token ids, choice_candidates only
-  std::vector<int32_t> answers;    // [n_examples] right option, choice tasks only
+  std::vector<int32_t> tokens;      // [T]
+  std::vector<Segment> segments;    // cover [0, T) in order, without overlap
+  std::vector<Label> labels;        // [n_labels]
+  std::vector<int32_t> candidates;  // [n_options] token ids, choice_candidates only
+  std::vector<int32_t> answers;     // [n_examples] right option, choice tasks only
   int32_t n_examples = 0;
   int32_t n_options = 0;
   Task task = Task::language_model;

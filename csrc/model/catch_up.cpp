@@ -2,10 +2,18 @@
 
 #include <algorithm>
 
+#include "base/error.h"
+
 namespace smezo {
 
 void catch_up_rows(const WeightView& w, const TensorMethod& method, uint64_t run_seed,
-                   const std::vector<PendingRecord>& records, const Kernels& kernels, int64_t row0, int64_t n_rows) {
+                   const std::vector<PendingRecord>& records, const Kernels& kernels, int64_t row0,
+                   int64_t n_rows) {
+  // The kernels cannot throw (no shared symbols in an instruction set's object), so what they would ignore is
+  // refused here.
+  check<ArgumentError>(w.writable && w.dtype != DType::F16, "record",
+                       "tensor " + std::to_string(w.tensor_id) +
+                           " is not a working copy, expected one; the base is never written");
   for (const PendingRecord& r : records) {
     UpdateJob job;
     job.w = w;

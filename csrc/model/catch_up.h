@@ -10,8 +10,8 @@
 namespace smezo {
 
 // The direction of one tensor at one step and query.
-inline TensorDirection direction_of(const TensorMethod& m, uint32_t tensor_id, uint64_t run_seed, uint32_t step,
-                                    uint32_t query) {
+inline TensorDirection direction_of(const TensorMethod& m, uint32_t tensor_id, uint64_t run_seed,
+                                    uint32_t step, uint32_t query) {
   TensorDirection d;
   d.noise = m.noise;
   d.mask = m.mask;
@@ -19,10 +19,11 @@ inline TensorDirection direction_of(const TensorMethod& m, uint32_t tensor_id, u
   return d;
 }
 
-// All records, oldest first, on rows [row0, row0 + n_rows): a strip stays in cache while they are applied. Weight decay moves matrices
-// only, as in MeZO's code: norms and biases (rows == 1) are left alone.
+// All records, oldest first, on rows [row0, row0 + n_rows): a strip stays in cache while they are applied.
+// Weight decay moves matrices only, as in MeZO's code: norms and biases (rows == 1) are left alone.
 void catch_up_rows(const WeightView& w, const TensorMethod& method, uint64_t run_seed,
-                   const std::vector<PendingRecord>& records, const Kernels& kernels, int64_t row0, int64_t n_rows);
+                   const std::vector<PendingRecord>& records, const Kernels& kernels, int64_t row0,
+                   int64_t n_rows);
 
 // The same for a whole tensor, rows split over the pool.
 void catch_up_tensor(const WeightView& w, const TensorMethod& method, uint64_t run_seed,

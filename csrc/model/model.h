@@ -1,5 +1,5 @@
-// The forward pass of the llama family over n branches at once: weights are visited once, each branch's operand is made from
-// the stored weight (I5). Knows nothing of journals, steps or files.
+// The forward pass of the llama family over n branches at once: weights are visited once, each branch's
+// operand is made from the stored weight (I5). Knows nothing of journals, steps or files.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -43,11 +43,12 @@ struct VisitContext {
   Compute compute = Compute::bf16;
   OperandMode mode = OperandMode::nearest;
   uint64_t run_seed = 0;
-  uint32_t step = 0;              // of the probe: noise of the branches
-  std::vector<Branch> branches;   // + and - of one query are adjacent
+  uint32_t step = 0;                                   // of the probe: noise of the branches
+  std::vector<Branch> branches;                        // + and - of one query are adjacent
   const std::vector<TensorMethod>* methods = nullptr;  // [n_tensors]
-  // Records to apply to a trained tensor before it is used, oldest first. The model calls `caught_up(id)` when every row of the tensor
-  // has had them; the engine then moves the tensor's watermark. Empty when there is nothing to do.
+  // Records to apply to a trained tensor before it is used, oldest first. The model calls `caught_up(id)`
+  // when every row of the tensor has had them; the engine then moves the tensor's watermark. Empty when there
+  // is nothing to do.
   std::function<const std::vector<PendingRecord>&(uint32_t tensor_id)> pending;
   std::function<void(uint32_t tensor_id)> caught_up;
 };
@@ -64,14 +65,16 @@ struct ForwardResult {
 
 class Model {
  public:
-  // Store must outlive the model. FormatError when a tensor the config asks for is missing or has another shape.
+  // Store must outlive the model. FormatError when a tensor the config asks for is missing or has another
+  // shape.
   Model(const ModelConfig& config, Store& store);
   ~Model();
 
   const ModelConfig& config() const;
 
-  // want_logits: values are full logits, whatever the task. micro_batch_tokens: at most about this many packed tokens at a time inside a
-  // visit (0: all); a segment with its children is never split. I12: results do not depend on it.
+  // want_logits: values are full logits, whatever the task. micro_batch_tokens: at most about this many
+  // packed tokens at a time inside a visit (0: all); a segment with its children is never split. I12: results
+  // do not depend on it.
   ForwardResult forward(const Batch&, const VisitContext&, bool want_logits = false);
 
  private:
@@ -79,8 +82,9 @@ class Model {
   std::unique_ptr<Impl> impl_;
 };
 
-// Names and shapes of every logical parameter of a config, in the order of tensor ids (byte order of the canonical Hugging Face names,
-// a tied head under the embedding's name, buffers excluded: I6, I7), and whether it is a linear weight of a decoder block.
+// Names and shapes of every logical parameter of a config, in the order of tensor ids (byte order of the
+// canonical Hugging Face names, a tied head under the embedding's name, buffers excluded: I6, I7), and
+// whether it is a linear weight of a decoder block.
 struct ParameterSpec {
   std::string name;
   int64_t rows, cols;  // vectors: rows = 1

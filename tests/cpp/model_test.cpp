@@ -107,6 +107,16 @@ Batch language_model(const std::vector<std::vector<int32_t>>& texts) {
   return b;
 }
 
+// Supported by the machine and in this build.
+bool runs(Isa isa) {
+  try {
+    kernels_for(isa);
+    return true;
+  } catch (const ArgumentError&) {
+    return false;
+  }
+}
+
 const std::vector<Branch> kPair = {{0, 1, 0.01f}, {0, -1, 0.01f}};
 
 }  // namespace
@@ -206,8 +216,8 @@ TEST(batch_errors_name_the_place) {
 // I12: neighbours, threads and other branches change no bit; on every instruction set.
 TEST(I12_a_text_does_not_feel_its_neighbours) {
   CrashSimulator disk(1);
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon}) {
-    if (!isa_supported(isa)) continue;
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx, Isa::neon}) {
+    if (!runs(isa)) continue;
     Tiny tiny, threaded("{}", 3);
     const Batch alone = language_model({text(23, 2)});
     const Batch among = language_model({text(17, 1), text(23, 2), text(1, 3)});
