@@ -4,8 +4,11 @@ find_eps: the estimate g of a direction must not depend on the size of the step.
 operand as configured, and takes the smallest eps whose g agree with those at 2 eps within 15 % (root mean square). Too small an eps drowns
 in operand rounding, too large a one in curvature.
 
-find_lr: lr = C / tr(H_S), with tr(H_S) = mean over 32 probes of (l+ + l- - 2 l0) / eps^2, the curvature of the loss along directions of the
-selection. A method that perturbs fewer or tamer weights has a smaller trace and gets the larger lr it can stand. C is the same for all methods.
+find_lr: lr = C / tr(H_S), with tr(H_S) = mean over probes of (l+ + l- - 2 l0) / e^2, the curvature of the loss along directions of the
+selection, at e = 2 eps: the largest step at which g was found to agree, where operand rounding disturbs the second difference least. A
+method that perturbs fewer or tamer weights has a smaller trace and gets the larger lr it can stand. C is the same for all methods. The second
+difference of one direction scatters by twice its mean (measured on SmolLM2), so 32 probes are followed by up to 96 more until the mean stands
+out of twice its standard error.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from .errors import ArgumentError
 LR_CONSTANT = 0.04  # fixed on SmolLM2-135M, see benchmarks/LOG.md
 N_EPS_BATCHES = 16
 N_LR_PROBES = 32
+MOST_LR_PROBES = 128
 EPS_GRID = [1e-4 * 2**k for k in range(8)]
 AGREEMENT = 0.15
 # Diagnostics draw their directions at this query number, which training never uses.
@@ -45,7 +49,7 @@ def find_eps(engine, batches) -> EpsChoice:
         out = []
         for i in range(N_EPS_BATCHES):
             branches = [(DIAGNOSTIC_QUERY, +1, eps), (DIAGNOSTIC_QUERY, -1, eps)]
-            plus, minus = engine.probe(batches[i % len(batches)], branches, i)["losses"]
+            plus, minus = (float(x) for x in engine.probe(batches[i % len(batches)], branches, i)["losses"])
             out.append((plus - minus) / (2 * eps))
         return out
 
@@ -57,7 +61,7 @@ def find_eps(engine, batches) -> EpsChoice:
     for eps in EPS_GRID:
         twice = scalars(2 * eps)
         scale = rms(at)
-        difference = rms([a - b for a, b in zip(at, twice)]) / scale if scale > 0 else math.inf
+        difference = rms([a - b for a, b in zip(at, twice, strict=True)]) / scale if scale > 0 else math.inf
         choice = EpsChoice(eps, difference, difference <= AGREEMENT)
         if choice.agreed:
             return choice
@@ -72,18 +76,23 @@ def find_eps(engine, batches) -> EpsChoice:
 
 
 def find_lr(engine, batches, eps: float) -> LrChoice:
-    """batches: core batches, cycled to 32 probes of three branches each. ArgumentError when the curvature is lost in its own noise."""
+    """batches: core batches, cycled; 32 to 128 probes of three branches each. ArgumentError when the curvature is lost in its own noise."""
     samples = []
-    for i in range(N_LR_PROBES):
-        branches = [(DIAGNOSTIC_QUERY, +1, eps), (DIAGNOSTIC_QUERY, -1, eps), (0, +1, 0.0)]
-        # Steps after those of find_eps, so that the same directions are not asked twice.
-        plus, minus, centre = engine.probe(batches[i % len(batches)], branches, N_EPS_BATCHES + i)["losses"]
-        samples.append((plus + minus - 2 * centre) / eps**2)
-    mean = sum(samples) / len(samples)
-    error = math.sqrt(sum((s - mean) ** 2 for s in samples) / (len(samples) - 1) / len(samples))
-    if not mean > 2 * error:
-        raise ArgumentError(
-            f"[lr] tr(H) measured as {mean:.3g} +- {error:.3g}, expected it to stand out of twice its error: the loss is too flat or too"
-            " noisy along these directions to choose a learning rate; pass --lr"
-        )
-    return LrChoice(LR_CONSTANT / mean, mean, error)
+    step = 2 * eps
+    while len(samples) < MOST_LR_PROBES:
+        for _ in range(N_LR_PROBES):
+            i = len(samples)
+            branches = [(DIAGNOSTIC_QUERY, +1, step), (DIAGNOSTIC_QUERY, -1, step), (0, +1, 0.0)]
+            # Noise steps after those of find_eps, so that the same directions are not asked twice.
+            plus, minus, centre = (
+                float(x) for x in engine.probe(batches[i % len(batches)], branches, N_EPS_BATCHES + i)["losses"]
+            )
+            samples.append((plus + minus - 2 * centre) / step**2)
+        mean = sum(samples) / len(samples)
+        error = math.sqrt(sum((s - mean) ** 2 for s in samples) / (len(samples) - 1) / len(samples))
+        if mean > 2 * error:
+            return LrChoice(LR_CONSTANT / mean, mean, error)
+    raise ArgumentError(
+        f"[lr] tr(H) measured as {mean:.3g} +- {error:.3g}, expected it to stand out of twice its error: the loss is too flat or too"
+        " noisy along these directions to choose a learning rate; pass --lr"
+    )

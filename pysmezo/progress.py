@@ -22,6 +22,18 @@ def mib(n_bytes: float) -> str:
     return f"{n_bytes / 2**20:.0f} MiB"
 
 
+def describe(run) -> str:
+    """eps and lr of a run, and how they were chosen."""
+    c = run.choices
+    eps, lr = f"eps {run.eps:.3g}", f"lr {run.lr:.3g}"
+    if "eps" in c:
+        agrees = "" if c["eps_agreed"] else ", more than 0.15: the best there was"
+        eps += f" (g at eps and 2 eps differ by {c['eps_rms_difference']:.2f}{agrees})"
+    if "lr" in c:
+        lr += f" (tr(H) {c['trace_h']:.3g} +- {c['trace_h_error']:.2g})"
+    return f"{eps}, {lr}"
+
+
 class Progress:
     """Rate, time left, loss, peak memory, and the newest evaluation."""
 
@@ -29,6 +41,14 @@ class Progress:
         self._out = stream or sys.stderr
         self._terminal = self._out.isatty() if terminal is None else terminal
         self._bar, self._loss, self._eval = None, None, ""
+
+    def on_measure(self, trainer) -> None:
+        self._measuring = time.monotonic()
+        print("measuring what is auto of eps and lr on the first batches", file=self._out, flush=True)
+
+    def on_measured(self, trainer) -> None:
+        run = trainer.run
+        print(f"{describe(run)} ({clock(time.monotonic() - self._measuring)})", file=self._out, flush=True)
 
     def on_start(self, trainer) -> None:
         self._first, self._start, self._last = trainer.run.step, time.monotonic(), -PLAIN_INTERVAL_S

@@ -188,6 +188,16 @@ class Runtime:
         """Name -> tensor id of every parameter (invariant I6)."""
         return {name: i for i, (name, *_) in enumerate(self._engine.tensors)}
 
+    def diagnostics(self) -> dict[str, float]:
+        """n_trained: elements the method selected at the start. n_parameters: all of the model's. surviving_perturbation: cos^2 of the direction
+        that was asked for and the one that operand rounding left (1: nothing lost), at the run's eps and the next step."""
+        n_all = sum(rows * cols for _, rows, cols, _ in self._engine.tensors)
+        return {
+            "n_trained": self._engine.n_trained,
+            "n_parameters": n_all,
+            "surviving_perturbation": self._engine.surviving_perturbation(self._engine.eps, self.step + 1),
+        }
+
     def weights(self, name: str) -> np.ndarray:
         """float32 values of one parameter at the journal's tail, in its own shape."""
         ids = self.tensor_ids()
@@ -275,7 +285,7 @@ class Runtime:
                     "[objective] a choice task, expected a batch of dict(input_ids, attention_mask, labels)"
                 )
             logits = self._engine.logits(core, branches, step)
-            losses = [float(objective(l, packed.labels[:, 1], packed.labels[:, 2])) for l in logits]
+            losses = [float(objective(x, packed.labels[:, 1], packed.labels[:, 2])) for x in logits]
         probed = time.perf_counter()
         scalars = self._engine.scalars(branches, losses)
         plus, minus = float(np.mean(losses[0::2])), float(np.mean(losses[1::2]))

@@ -161,7 +161,7 @@ class Session:
         fit = trainer.fit()
         if run.choices:
             content["choices"] = run.choices
-        content |= {"lr": run.lr, "eps": run.eps}
+        content |= {"lr": run.lr, "eps": run.eps, "diagnostics": run.diagnostics()}
         delta_path, delta_bytes = os.path.join(self.run_dir, DELTA_FILE), None
         if not fit.interrupted:
             content["after"] = self._evaluate(run)

@@ -58,7 +58,7 @@ class Trainer:
     """Trains `run` on `train` (a Dataset) up to step `steps` of the run.
 
     eval: a Dataset looked at every `eval_every` steps and after the last one. schedule, warmup: see schedule_factor;
-    warmup counts steps. callbacks: objects with any of on_start(trainer), on_step(trainer, result),
+    warmup counts steps. callbacks: objects with any of on_measure(trainer), on_measured(trainer) (around what is "auto"), on_start(trainer), on_step(trainer, result),
     on_eval(trainer, result, step), on_end(trainer, fit_result).
 
     SIGINT and SIGTERM, when fit runs in the main thread, end it after the step in hand; a second one ends the process
@@ -107,7 +107,9 @@ class Trainer:
                 # On the run's own first batches. Not under the signal handlers: nothing is committed yet, so an
                 # interrupt may end it at once.
                 first = self.train.batches(run.seed, self.batch)
+                self._tell("on_measure", self)
                 run.resolve_auto([next(first) for _ in range(N_LR_PROBES)])
+                self._tell("on_measured", self)
             with self._signals():
                 self._tell("on_start", self)
                 batches = self.train.batches(run.seed, self.batch, run.step)

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "bindings/init.h"
+#include "engine/rates.h"
 
 namespace py = pybind11;
 
@@ -110,6 +111,24 @@ std::vector<Branch> branches_from(const std::vector<std::tuple<int, int, float>>
 }  // namespace
 
 void init_engine(py::module_& m) {
+  m.def(
+      "doctor_rates",
+      [](int threads, double seconds) {
+        Rates r;
+        {
+          py::gil_scoped_release release;
+          ThreadPool pool(threads > 0 ? threads : default_threads());
+          r = measure_rates(kernels_for(choose_isa()), pool, seconds);
+        }
+        py::dict d;
+        d["gemm_flops_per_s"] = r.gemm_flops_per_s;
+        d["operands_per_s"] = r.operands_per_s;
+        d["updates_per_s"] = r.updates_per_s;
+        return d;
+      },
+      py::arg("threads") = 0, py::arg("seconds") = 1.0,
+      "Rates of the kernels a step uses, all threads together.");
+
   py::class_<Batch>(m, "Batch")
       .def(py::init(&make_batch), py::arg("tokens"), py::arg("segments"), py::arg("labels"),
            py::arg("n_examples"), py::arg("task"), py::arg("n_options"), py::arg("candidates"),

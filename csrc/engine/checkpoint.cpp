@@ -1,7 +1,9 @@
 // Deltas and generations of an engine: what training changed, written at the journal's tail (I4) and read
 // back.
-#include <cmath>
+#include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <limits>
 
 #include "base/error.h"
 #include "direction/direction.h"
@@ -141,6 +143,7 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
                              std::to_string(w.n()));
       std::memcpy(w.data, values, static_cast<size_t>(w.n() * element_bytes(w.dtype)));
       if (tail) std::memcpy(w.tail, tail, static_cast<size_t>(w.n()));
+      file.release(i);
       continue;
     }
     int64_t done = 0;
@@ -155,6 +158,7 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
     check<FormatError>(done == t.n(), "delta",
                        where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
                            std::to_string(done) + "; was it made with another sparsity or seed?");
+    file.release(i);
   }
 }
 
@@ -194,6 +198,39 @@ void Engine::save_generation() {
     }
   });
   remove_old_generations(folder, 1);
+  m.newest_generation = m.n_committed;
+}
+
+double Engine::Impl::measure_replay_rate() {
+  constexpr int64_t kElements = 1 << 17;
+  int64_t n_all = 0;
+  WeightView sample;
+  for (uint32_t id = 0; id < parameters.size(); ++id) {
+    if (!selection.tensors[id].trained) continue;
+    const WeightView w = store->weight(id);
+    n_all += w.n();
+    if (w.n() > sample.n()) sample = w;
+  }
+  const int64_t rows = std::clamp<int64_t>(kElements / sample.cols, 1, sample.rows);
+  const int64_t n = rows * sample.cols;
+  // On a copy: only a committed record may touch a working copy (I1).
+  std::vector<uint8_t> values(static_cast<size_t>(n * element_bytes(sample.dtype)));
+  std::vector<int8_t> tail(sample.tail ? static_cast<size_t>(n) : 0);
+  std::memcpy(values.data(), sample.data, values.size());
+  if (sample.tail) std::memcpy(tail.data(), sample.tail, tail.size());
+  const TensorMethod& method = selection.tensors[sample.tensor_id];
+  sample.data = values.data();
+  sample.tail = tail.empty() ? nullptr : tail.data();
+  sample.rows = rows;
+  PendingRecord record;
+  record.c.assign(static_cast<size_t>(header.method.queries), 0.0f);
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < 3; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    catch_up_rows(sample, method, header.seed, {record}, kernels, 0, rows);
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best / static_cast<double>(n) * static_cast<double>(n_all) / pool.size();
 }
 
 uint32_t Engine::Impl::load_newest_generation() {
@@ -201,6 +238,7 @@ uint32_t Engine::Impl::load_newest_generation() {
   for (uint32_t watermark : list_generations(folder)) {
     const StateReader file = open_generation(folder, watermark, header.base_fingerprint);
     load_state(*this, file, folder);
+    newest_generation = watermark;
     return watermark;
   }
   return 0;

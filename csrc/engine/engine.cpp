@@ -60,6 +60,7 @@ Engine::Impl::Impl(const EngineOptions& o)
   } else {
     selection = select(o.method, trained, *store, pool);
     for (const TensorMethod& t : selection.tensors) header.masks.push_back(t.mask);
+    header.n_selected = selection.n_selected;
     if (!o.delta.empty()) header.delta_hash = load_delta(o.delta);
     pending = std::make_unique<Pending>(*store, selection.tensors, kernels, pool, header.seed, 0);
   }
@@ -98,8 +99,8 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
     t.noise = header.method.noise;
     t.mask = header.masks[id];
     selection.tensors.push_back(t);
-    selection.n_selected.push_back(0);
   }
+  selection.n_selected = header.n_selected;
   if (!options.delta.empty()) load_delta(options.delta);
   const uint32_t watermark = load_newest_generation();
   pending = std::make_unique<Pending>(*store, selection.tensors, kernels, pool, header.seed, watermark);
@@ -107,6 +108,7 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
     n_committed = r.step;
     if (r.step > watermark && r.kind == RecordKind::step) pending->push(pending_of(r));
   }
+  seconds_per_record = measure_replay_rate();
   is_started = true;
   flush();
 }
@@ -138,6 +140,7 @@ void Engine::start(float lr, float eps) {
   impl_->header.eps = eps;
   if (!impl_->journal_path.empty())
     impl_->journal = std::make_unique<Journal>(Journal::create(impl_->journal_path, to_json(impl_->header)));
+  impl_->seconds_per_record = impl_->measure_replay_rate();
   impl_->is_started = true;
 }
 
@@ -202,6 +205,10 @@ bool Engine::commit(const StepDecision& d) {
   }
   m.n_committed = r.step;
   if (finite) m.pending->push(m.pending_of(r));
+  // Opening the run again shall not take longer than this in replay.
+  constexpr double kLongestReplay = 60;
+  if (m.journal && (m.n_committed - m.newest_generation) * m.seconds_per_record > kLongestReplay)
+    save_generation();
   return finite;
 }
 

@@ -26,6 +26,10 @@ struct Engine::Impl {
       const std::string& path);       // writes its values into the working copies; returns delta_hash
   uint32_t load_newest_generation();  // its watermark, 0 when there is none
 
+  // Seconds that applying one record to everything that trains takes on this machine: decides when a
+  // generation is due.
+  double measure_replay_rate();
+
   EngineOptions options;
   Isa isa;
   const Kernels& kernels;
@@ -41,6 +45,8 @@ struct Engine::Impl {
   std::unique_ptr<Journal> journal;
   std::vector<std::string> notes;
   uint32_t n_committed = 0;
+  uint32_t newest_generation = 0;  // its watermark
+  double seconds_per_record = 0;
   int n_unsynced = 0;
   bool is_started = false;
 };

@@ -71,11 +71,13 @@ std::string to_json(const RunHeader& h) {
   m.set("queries", h.method.queries);
   m.set("weight_decay", h.method.weight_decay);
   Json masks = Json::array();
-  for (const Mask& k : h.masks) {
+  for (size_t i = 0; i < h.masks.size(); ++i) {
+    const Mask& k = h.masks[i];
     Json row = Json::array();
     row.push(name_of(kMasks, k.kind));
     row.push(bits(k.h));
     row.push(k.keep);
+    row.push(h.n_selected[i]);
     masks.push(row);
   }
   Json j = Json::object();
@@ -122,13 +124,14 @@ RunHeader run_header_from_json(const std::string& text) {
   h.eps = from_bits(j.at("eps_bits", what), what);
   for (const Json& row : j.at("masks", what).as_array(what)) {
     const Json::Array& r = row.as_array(what);
-    check<FormatError>(r.size() == 3, "journal header",
-                       "a mask of " + std::to_string(r.size()) + " fields, expected 3");
+    check<FormatError>(r.size() == 4, "journal header",
+                       "a mask of " + std::to_string(r.size()) + " fields, expected 4");
     Mask k;
     k.kind = value_of(kMasks, "mask", r[0].as_string(what));
     k.h = from_bits(r[1], what);
     k.keep = static_cast<uint32_t>(r[2].as_int(what));
     h.masks.push_back(k);
+    h.n_selected.push_back(r[3].as_int(what));
   }
   return h;
 }

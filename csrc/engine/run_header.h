@@ -26,6 +26,8 @@ struct RunHeader {
   uint64_t seed = 0;
   float lr = 0;  // a record carries its own; this is the schedule's peak
   float eps = 0;
+  std::vector<int64_t>
+      n_selected;  // [n_tensors]; elements a mask selects at the start (expected number for a random one)
   std::vector<Mask> masks;  // [n_tensors]; thresholds and densities computed from the base at the start
 };
 

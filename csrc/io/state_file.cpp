@@ -226,6 +226,12 @@ void StateReader::verify(size_t tensor) const {
   };
   prove(values_[tensor], values_crc_[tensor]);
   if (tensors_[tensor].dtype == DType::BF16T8) prove(tails_[tensor], tails_crc_[tensor]);
+  release(tensor);
+}
+
+void StateReader::release(size_t tensor) const {
+  file_.dont_need(values_[tensor], 0, values_[tensor].n_bytes);
+  if (tensors_[tensor].dtype == DType::BF16T8) file_.dont_need(tails_[tensor], 0, tails_[tensor].n_bytes);
 }
 
 void StateReader::verify_all() const {

@@ -67,6 +67,8 @@ class StateReader {
   const int8_t* tail(size_t tensor) const;  // nullptr unless BF16T8
   void verify(size_t tensor) const;         // FormatError: the bytes are not those that were written
   void verify_all() const;
+  // The tensor's pages leave this process's memory; they are read again when touched.
+  void release(size_t tensor) const;
 
  private:
   explicit StateReader(Safetensors file) : file_(std::move(file)) {}

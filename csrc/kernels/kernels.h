@@ -63,7 +63,7 @@ struct AttentionJob {
   const float* q;  // [n_heads * head_dim][ld], roped
   const float* k;  // [n_kv_heads * head_dim][ld], roped
   const float* v;  // [n_kv_heads * head_dim][ld]
-  float* out;      // [n_heads * head_dim][ld]
+  float* out;      // [n_heads * head_dim][ld]; may be q
   int64_t ld;
   int64_t head_dim;
   int64_t q_head, kv_head;
@@ -116,11 +116,13 @@ struct Kernels {
   void (*attention)(const AttentionJob&);
   // h = silu(gate) * up over n floats (gate and h may alias).
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* h);
-  // silu_mul and rms_norm whose result goes straight into a packed activation, as `pack` would have rounded
-  // and laid it out: gate, up and x are feature-major [k][ld]; panels [panel0, panel0 + n_panels) of
-  // `packed`.
-  void (*silu_mul_pack)(Compute, const float* gate, const float* up, int64_t ld, int64_t k, int64_t panel0,
-                        int64_t n_panels, void* packed);
+  // silu_mul and rms_norm whose result goes straight into a packed activation of k features, as `pack` would
+  // have rounded and laid it out; panels [panel0, panel0 + n_panels) of `packed`.
+  // silu_mul_pack makes features [row0, row0 + n_rows) only: gate and up are [n_rows][ld] and begin with
+  // feature row0 of panel panel0's first token. Both ends are even (or k), as pairs are stored together; the
+  // call that makes the last feature also writes the padding.
+  void (*silu_mul_pack)(Compute, const float* gate, const float* up, int64_t ld, int64_t k, int64_t row0,
+                        int64_t n_rows, int64_t panel0, int64_t n_panels, void* packed);
   void (*rms_norm_pack)(Compute, const float* x, int64_t ld, int64_t k, const float* gain, float eps,
                         int64_t panel0, int64_t n_panels, void* packed);
   // Online log-sum-exp over rows of logits [n_rows][ld] for n_panels * 16 columns: max and sum [ld], updated

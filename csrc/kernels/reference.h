@@ -26,8 +26,8 @@ void rope(float* head, int64_t ld, int64_t rot_dim, const float* cos, const floa
           int64_t n_panels);
 void attention(const AttentionJob& j);
 void silu_mul(const float* gate, const float* up, int64_t n, float* h);
-void silu_mul_pack(Compute compute, const float* gate, const float* up, int64_t ld, int64_t k, int64_t panel0,
-                   int64_t n_panels, void* packed);
+void silu_mul_pack(Compute compute, const float* gate, const float* up, int64_t ld, int64_t k, int64_t row0,
+                   int64_t n_rows, int64_t panel0, int64_t n_panels, void* packed);
 void rms_norm_pack(Compute compute, const float* x, int64_t ld, int64_t k, const float* gain, float eps,
                    int64_t panel0, int64_t n_panels, void* packed);
 void lse_update(const float* logits, int64_t n_rows, int64_t ld, int64_t n_panels, float* max, float* sum);

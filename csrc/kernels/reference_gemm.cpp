@@ -13,12 +13,13 @@ int64_t packed_bytes(Compute, int64_t k, int64_t n_panels) {
 
 namespace {
 
-// value(i, t): feature i of token column t.
+// Features [row0, row0 + n_rows) of k; value(i, t): feature i of token column t.
 template <class Value>
-void pack_values(Compute compute, int64_t k, int64_t panel0, int64_t n_panels, void* packed, Value value) {
-  float* to = static_cast<float*>(packed) + panel0 * k * kLanes;
+void pack_values(Compute compute, int64_t k, int64_t row0, int64_t n_rows, int64_t panel0, int64_t n_panels,
+                 void* packed, Value value) {
   for (int64_t panel = panel0; panel < panel0 + n_panels; ++panel) {
-    for (int64_t i = 0; i < k; ++i) {
+    float* to = static_cast<float*>(packed) + (panel * k + row0) * kLanes;
+    for (int64_t i = row0; i < row0 + n_rows; ++i) {
       for (int64_t t = panel * kLanes; t < (panel + 1) * kLanes; ++t) {
         const float x = value(i, t);
         *to++ = compute == Compute::bf16 ? round_bf16(x) : x;
@@ -31,13 +32,16 @@ void pack_values(Compute compute, int64_t k, int64_t panel0, int64_t n_panels, v
 
 void pack(Compute compute, const float* x, int64_t ld, int64_t k, int64_t panel0, int64_t n_panels,
           void* packed) {
-  pack_values(compute, k, panel0, n_panels, packed, [&](int64_t i, int64_t t) { return x[i * ld + t]; });
+  pack_values(compute, k, 0, k, panel0, n_panels, packed,
+              [&](int64_t i, int64_t t) { return x[i * ld + t]; });
 }
 
-void silu_mul_pack(Compute compute, const float* gate, const float* up, int64_t ld, int64_t k, int64_t panel0,
-                   int64_t n_panels, void* packed) {
-  pack_values(compute, k, panel0, n_panels, packed,
-              [&](int64_t i, int64_t t) { return silu(gate[i * ld + t]) * up[i * ld + t]; });
+void silu_mul_pack(Compute compute, const float* gate, const float* up, int64_t ld, int64_t k, int64_t row0,
+                   int64_t n_rows, int64_t panel0, int64_t n_panels, void* packed) {
+  pack_values(compute, k, row0, n_rows, panel0, n_panels, packed, [&](int64_t i, int64_t t) {
+    const int64_t at = (i - row0) * ld + t - panel0 * kLanes;
+    return silu(gate[at]) * up[at];
+  });
 }
 
 void rms_norm_pack(Compute compute, const float* x, int64_t ld, int64_t k, const float* gain, float eps,
@@ -45,7 +49,7 @@ void rms_norm_pack(Compute compute, const float* x, int64_t ld, int64_t k, const
   for (int64_t panel = panel0; panel < panel0 + n_panels; ++panel) {
     float scale[kLanes];
     for (int64_t t = 0; t < kLanes; ++t) scale[t] = rms_scale(x + panel * kLanes + t, ld, k, eps);
-    pack_values(compute, k, panel, 1, packed,
+    pack_values(compute, k, 0, k, panel, 1, packed,
                 [&](int64_t i, int64_t t) { return x[i * ld + t] * scale[t % kLanes] * gain[i]; });
   }
 }

@@ -37,7 +37,7 @@ void attend(Forward& f) {
     const Segment& s = f.batch.segments[static_cast<size_t>(item / c.n_heads % n_segments)];
     const size_t b = static_cast<size_t>(item / c.n_heads / n_segments);
     AttentionJob job{};
-    job.q = f.work.q[b], job.k = f.work.k[b], job.v = f.work.v[b], job.out = f.work.attended[b];
+    job.q = f.work.q[b], job.k = f.work.k[b], job.v = f.work.v[b], job.out = f.work.q[b];
     job.ld = f.work.ld;
     job.head_dim = c.head_dim;
     job.q_head = item % c.n_heads;
@@ -64,7 +64,7 @@ void keep_label_columns(Forward& f) {
     const size_t b = static_cast<size_t>(item / n_items);
     const int64_t first = item % n_items * kRows;
     for (int64_t r = first; r < std::min(first + kRows, rows); ++r) {
-      float* const row = r < d ? f.work.x[b] + r * f.work.ld : f.work.attended[b] + (r - d) * f.work.ld;
+      float* const row = r < d ? f.work.x[b] + r * f.work.ld : f.work.q[b] + (r - d) * f.work.ld;
       for (size_t j = 0; j < f.work.columns.size(); ++j) row[j] = row[f.work.columns[j]];
     }
   });
@@ -100,7 +100,7 @@ void run_block(Forward& f, const LayerTensors& layer, bool last) {
     n_panels = panels_of(static_cast<int64_t>(w.columns.size()));
   }
   for_panels(f, n_panels, [&](size_t b, int64_t panel0, int64_t n) {
-    kernels.pack(f.context.compute, w.attended[b], w.ld, c.n_heads * c.head_dim, panel0, n, w.packed[b]);
+    kernels.pack(f.context.compute, w.q[b], w.ld, c.n_heads * c.head_dim, panel0, n, w.packed[b]);
   });
   f.times.spent(Part::other);
   f.weights.multiply({{layer.o, layer.o_bias, w.x}}, c.n_heads * c.head_dim, w.packed, n_panels, w.ld,
@@ -109,13 +109,9 @@ void run_block(Forward& f, const LayerTensors& layer, bool last) {
 
   norm_and_pack(f, layer.post_norm, n_panels);
   f.times.spent(Part::other);
-  f.weights.multiply({{layer.gate, layer.gate_bias, w.gate}, {layer.up, layer.up_bias, w.up}}, c.hidden_size,
-                     w.packed, n_panels, w.ld, Epilogue::store, w.strip);
-  for_panels(f, n_panels, [&](size_t b, int64_t panel0, int64_t n) {
-    kernels.silu_mul_pack(f.context.compute, w.gate[b], w.up[b], w.ld, c.intermediate_size, panel0, n,
-                          w.packed[b]);
-  });
-  f.weights.multiply({{layer.down, layer.down_bias, w.x}}, c.intermediate_size, w.packed, n_panels, w.ld,
+  f.weights.multiply_gated({layer.gate, layer.gate_bias, layer.up, layer.up_bias}, c.hidden_size, w.packed,
+                           n_panels, w.gated, w.strip);
+  f.weights.multiply({{layer.down, layer.down_bias, w.x}}, c.intermediate_size, w.gated, n_panels, w.ld,
                      Epilogue::add, w.strip);
   f.times.spent(Part::mlp);
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 
 #include "base/error.h"
@@ -14,8 +15,33 @@ namespace {
 constexpr int64_t kStripBudgetBytes =
     256 * 1024;  // operands of both signs: half of a common second-level cache
 constexpr int64_t kMaxStripRows = 64;
+constexpr int64_t kStripStep = 16;     // strips are multiples of this: few thin tiles, no pair of rows cut
+constexpr int64_t kMaxGatedRows = 32;  // of gate and of up
+constexpr int64_t kGatedPanels = 16;
+constexpr int64_t kGatedLd = (kGatedPanels + 1) * kLanes;  // not a power of two: rows on different cache sets
 
 int64_t align_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+struct Strip {
+  size_t part;
+  int64_t row0, n;
+};
+
+// Rows of all parts in strips of at most `most`, finer towards the end so that threads finish together.
+std::vector<Strip> cut_strips(const std::vector<int64_t>& rows, int64_t most, int n_threads) {
+  int64_t left = std::accumulate(rows.begin(), rows.end(), int64_t{0});
+  std::vector<Strip> strips;
+  for (size_t part = 0; part < rows.size(); ++part) {
+    for (int64_t row0 = 0; row0 < rows[part];) {
+      const int64_t share = n_threads == 1 ? most : left / (2 * n_threads) / kStripStep * kStripStep;
+      const int64_t n = std::min(std::clamp(share, kStripStep, most), rows[part] - row0);
+      strips.push_back({part, row0, n});
+      row0 += n;
+      left -= n;
+    }
+  }
+  return strips;
+}
 
 }  // namespace
 
@@ -34,7 +60,7 @@ std::vector<BranchGroup> group_branches(const std::vector<Branch>& branches) {
                          "query of a branch is " + std::to_string(branch.query) + ", expected 0.." +
                              std::to_string(kMaxQuery));
     if (branch.eps == 0) {
-      plain.plain.push_back(b);
+      plain.branches.push_back(b);
       continue;
     }
     int BranchGroup::* const side = branch.sign > 0 ? &BranchGroup::plus : &BranchGroup::minus;
@@ -46,8 +72,9 @@ std::vector<BranchGroup> group_branches(const std::vector<Branch>& branches) {
       out.back().eps = branch.eps;
     }
     out.back().*side = b;
+    out.back().branches.push_back(b);
   }
-  if (!plain.plain.empty()) out.push_back(plain);
+  if (!plain.branches.empty()) out.push_back(plain);
   return out;
 }
 
@@ -57,7 +84,7 @@ Weights::Weights(const VisitContext& context, Store& store)
       store_(store),
       trained_groups_(group_branches(context.branches)) {
   BranchGroup all;
-  for (int b = 0; b < n_branches(); ++b) all.plain.push_back(b);
+  for (int b = 0; b < n_branches(); ++b) all.branches.push_back(b);
   plain_groups_.push_back(all);
 }
 
@@ -76,6 +103,12 @@ int64_t Weights::strip_rows(int64_t k) const {
 
 int64_t Weights::strip_bytes(int64_t k) const {
   return 2 * align_up(strip_rows(k) * operand_row_bytes(context_.compute, k), kStripAlign);
+}
+
+int64_t Weights::gated_rows(int64_t k) const { return std::min<int64_t>(strip_rows(k), kMaxGatedRows); }
+
+int64_t Weights::gated_bytes(int64_t k) const {
+  return 2 * strip_bytes(k) + 2 * gated_rows(k) * kGatedLd * static_cast<int64_t>(sizeof(float));
 }
 
 int64_t Weights::embed_bytes(int64_t d) const {
@@ -127,9 +160,9 @@ void Weights::load_vectors(const std::vector<int64_t>& ids) {
                   std::vector<float>(static_cast<size_t>(w.n())));
     for (const BranchGroup& g : groups(id)) {
       if (g.eps == 0) {
-        kernels_.decode(w, 0, w.n(), values[trained(id) ? static_cast<size_t>(g.plain[0]) : 0].data());
-        for (size_t i = 1; trained(id) && i < g.plain.size(); ++i)
-          values[static_cast<size_t>(g.plain[i])] = values[static_cast<size_t>(g.plain[0])];
+        kernels_.decode(w, 0, w.n(), values[trained(id) ? static_cast<size_t>(g.branches[0]) : 0].data());
+        for (size_t i = 1; trained(id) && i < g.branches.size(); ++i)
+          values[static_cast<size_t>(g.branches[i])] = values[static_cast<size_t>(g.branches[0])];
         continue;
       }
       // Strips have padding columns, so not straight into `values`.
@@ -167,7 +200,7 @@ void Weights::embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column
   for (const BranchGroup& g : groups(id)) {
     if (g.eps == 0) {
       for (int64_t t = 0; t < n; ++t) kernels_.decode(w, tokens[t] * d, d, plus + t * row_floats);
-      for (const int b : g.plain) scatter(plus, b);
+      for (const int b : g.branches) scatter(plus, b);
       continue;
     }
     const StripRows rows{0, n, tokens};
@@ -179,79 +212,130 @@ void Weights::embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column
   }
 }
 
+Weights::Operands Weights::operands_at(char* scratch, int64_t k) const {
+  return {scratch, scratch + strip_bytes(k) / 2};
+}
+
+void Weights::make_group(int64_t id, const BranchGroup& g, const StripRows& rows, const Operands& to) const {
+  const OperandJob job = job_for(id, g, context_.mode, context_.compute);
+  const bool split = g.eps > 0 && context_.mode == OperandMode::split;
+  make(job, rows, operand_row_bytes(context_.compute, job.w.cols),
+       g.eps == 0 || split || g.plus >= 0 ? to.plus : nullptr,
+       g.eps > 0 && (split || g.minus >= 0) ? to.minus : nullptr);
+}
+
+void Weights::product(const BranchGroup& g, int branch, const Operands& operands, int64_t n_rows, int64_t k,
+                      const void* packed, int64_t n_panels, Epilogue epilogue, float* out, int64_t ld) const {
+  const auto gemm = [&](const char* operand, float alpha, Epilogue e) {
+    kernels_.gemm(context_.compute, operand, n_rows, k, packed, n_panels, alpha, e, out, ld);
+  };
+  if (g.eps > 0 && context_.mode == OperandMode::split) {
+    gemm(operands.plus, 1.0f, epilogue);
+    gemm(operands.minus, branch == g.plus ? g.eps : -g.eps, Epilogue::add);
+  } else {
+    gemm(g.eps == 0 || branch == g.plus ? operands.plus : operands.minus, 1.0f, epilogue);
+  }
+}
+
+void Weights::add_bias(int64_t bias, int branch, int64_t row0, int64_t n, int64_t n_panels, float* out,
+                       int64_t ld) const {
+  if (bias == kNoTensor) return;
+  const float* const values = vector(bias, branch) + row0;
+  for (int64_t r = 0; r < n; ++r) {
+    for (int64_t t = 0; t < n_panels * kLanes; ++t) out[r * ld + t] += values[r];
+  }
+}
+
 void Weights::multiply_strip(int64_t id, const StripRows& rows, const std::vector<void*>& packed,
                              int64_t n_panels, const std::vector<float*>& out, int64_t ld, Epilogue epilogue,
                              char* scratch) const {
   const int64_t k = store_.weight(static_cast<uint32_t>(id)).cols;
-  const int64_t row_bytes = operand_row_bytes(context_.compute, k);
-  char* const plus = scratch;
-  char* const minus = scratch + align_up(strip_rows(k) * row_bytes, kStripAlign);
-  const auto gemm = [&](int branch, const char* operand, float alpha, Epilogue e) {
-    kernels_.gemm(context_.compute, operand, rows.n, k, packed[static_cast<size_t>(branch)], n_panels, alpha,
-                  e, out[static_cast<size_t>(branch)], ld);
-  };
+  const Operands operands = operands_at(scratch, k);
   for (const BranchGroup& g : groups(id)) {
-    const OperandJob job = job_for(id, g, context_.mode, context_.compute);
-    if (g.eps == 0) {
-      make(job, rows, row_bytes, plus, nullptr);
-      for (const int b : g.plain) gemm(b, plus, 1.0f, epilogue);
-    } else if (context_.mode == OperandMode::split) {
-      make(job, rows, row_bytes, plus, minus);
-      for (const int b : {g.plus, g.minus}) {
-        if (b < 0) continue;
-        gemm(b, plus, 1.0f, epilogue);
-        gemm(b, minus, b == g.plus ? g.eps : -g.eps, Epilogue::add);
-      }
-    } else {
-      make(job, rows, row_bytes, g.plus >= 0 ? plus : nullptr, g.minus >= 0 ? minus : nullptr);
-      if (g.plus >= 0) gemm(g.plus, plus, 1.0f, epilogue);
-      if (g.minus >= 0) gemm(g.minus, minus, 1.0f, epilogue);
+    make_group(id, g, rows, operands);
+    for (const int b : g.branches) {
+      const size_t i = static_cast<size_t>(b);
+      product(g, b, operands, rows.n, k, packed[i], n_panels, epilogue, out[i], ld);
     }
   }
 }
 
+Weights::Visit Weights::begin_visit(int64_t id) const {
+  const uint32_t tensor = static_cast<uint32_t>(id);
+  Visit v{id, store_.weight(tensor), {}};
+  if (trained(id) && context_.pending) v.records = context_.pending(tensor);
+  return v;
+}
+
+void Weights::catch_up_strip(const Visit& v, int64_t row0, int64_t n) const {
+  if (v.records.empty()) return;
+  catch_up_rows(v.w, (*context_.methods)[static_cast<size_t>(v.id)], context_.run_seed, v.records, kernels_,
+                row0, n);
+}
+
+void Weights::end_visit(const Visit& v) const {
+  if (!v.records.empty()) context_.caught_up(static_cast<uint32_t>(v.id));
+}
+
 void Weights::multiply(const std::vector<LinearPart>& parts, int64_t k, const std::vector<void*>& packed,
                        int64_t n_panels, int64_t ld, Epilogue epilogue, const std::vector<char*>& scratch) {
-  struct Visited {
-    WeightView w;
-    std::vector<PendingRecord> records;  // a copy: asking for the next part's may move them
-    int64_t strip0;
-  };
-  const int64_t strip = strip_rows(k);
-  std::vector<Visited> visited;
-  int64_t n_strips = 0;
+  std::vector<Visit> visits;
+  std::vector<int64_t> rows;
   for (const LinearPart& p : parts) {
-    const uint32_t id = static_cast<uint32_t>(p.weight);
-    visited.push_back({store_.weight(id), {}, n_strips});
-    if (trained(p.weight) && context_.pending) visited.back().records = context_.pending(id);
-    n_strips += (visited.back().w.rows + strip - 1) / strip;
+    visits.push_back(begin_visit(p.weight));
+    rows.push_back(visits.back().w.rows);
   }
-  context_.pool->run(n_strips, [&](int64_t item, int thread) {
-    size_t i = parts.size() - 1;
-    while (visited[i].strip0 > item) --i;
-    const LinearPart& p = parts[i];
-    const Visited& v = visited[i];
-    const int64_t row0 = (item - v.strip0) * strip, n = std::min(strip, v.w.rows - row0);
-    if (!v.records.empty()) {
-      catch_up_rows(v.w, (*context_.methods)[static_cast<size_t>(p.weight)], context_.run_seed, v.records,
-                    kernels_, row0, n);
-    }
+  const std::vector<Strip> strips = cut_strips(rows, strip_rows(k), context_.pool->size());
+  context_.pool->run(static_cast<int64_t>(strips.size()), [&](int64_t item, int thread) {
+    const Strip& s = strips[static_cast<size_t>(item)];
+    const LinearPart& p = parts[s.part];
+    catch_up_strip(visits[s.part], s.row0, s.n);
     std::vector<float*> out(p.out);
-    for (float*& o : out) o += row0 * ld;
-    multiply_strip(p.weight, {row0, n, nullptr}, packed, n_panels, out, ld, epilogue,
+    for (float*& o : out) o += s.row0 * ld;
+    multiply_strip(p.weight, {s.row0, s.n, nullptr}, packed, n_panels, out, ld, epilogue,
                    scratch[static_cast<size_t>(thread)]);
-    if (p.bias == kNoTensor) return;
-    for (int b = 0; b < n_branches(); ++b) {
-      const float* const bias = vector(p.bias, b) + row0;
-      for (int64_t r = 0; r < n; ++r) {
-        float* const row = out[static_cast<size_t>(b)] + r * ld;
-        for (int64_t t = 0; t < n_panels * kLanes; ++t) row[t] += bias[r];
+    for (int b = 0; b < n_branches(); ++b)
+      add_bias(p.bias, b, s.row0, s.n, n_panels, out[static_cast<size_t>(b)], ld);
+  });
+  for (const Visit& v : visits) end_visit(v);
+}
+
+void Weights::multiply_gated(const GatedPart& part, int64_t k, const std::vector<void*>& packed,
+                             int64_t n_panels, const std::vector<void*>& h,
+                             const std::vector<char*>& scratch) {
+  const Visit gate = begin_visit(part.gate), up = begin_visit(part.up);
+  const int64_t n_features = gate.w.rows, n_blocks = (n_panels + kGatedPanels - 1) / kGatedPanels;
+  const std::vector<Strip> strips = cut_strips({n_features}, gated_rows(k), context_.pool->size());
+  context_.pool->run(static_cast<int64_t>(strips.size()), [&](int64_t item, int thread) {
+    const Strip& s = strips[static_cast<size_t>(item)];
+    catch_up_strip(gate, s.row0, s.n);
+    catch_up_strip(up, s.row0, s.n);
+    char* const mine = scratch[static_cast<size_t>(thread)];
+    const Operands gate_operands = operands_at(mine, k), up_operands = operands_at(mine + strip_bytes(k), k);
+    float* const gate_sums = reinterpret_cast<float*>(mine + 2 * strip_bytes(k));
+    float* const up_sums = gate_sums + gated_rows(k) * kGatedLd;
+    for (const BranchGroup& g : groups(trained(part.gate) ? part.gate : part.up)) {
+      const BranchGroup &gate_group = own_group(part.gate, g), &up_group = own_group(part.up, g);
+      make_group(part.gate, gate_group, {s.row0, s.n, nullptr}, gate_operands);
+      make_group(part.up, up_group, {s.row0, s.n, nullptr}, up_operands);
+      for (int64_t block = 0; block < n_blocks; ++block) {
+        const int64_t p0 = block * n_panels / n_blocks, np = (block + 1) * n_panels / n_blocks - p0;
+        for (const int b : g.branches) {
+          const size_t i = static_cast<size_t>(b);
+          const char* const x =
+              static_cast<const char*>(packed[i]) + kernels_.packed_bytes(context_.compute, k, p0);
+          product(gate_group, b, gate_operands, s.n, k, x, np, Epilogue::store, gate_sums, kGatedLd);
+          add_bias(part.gate_bias, b, s.row0, s.n, np, gate_sums, kGatedLd);
+          product(up_group, b, up_operands, s.n, k, x, np, Epilogue::store, up_sums, kGatedLd);
+          add_bias(part.up_bias, b, s.row0, s.n, np, up_sums, kGatedLd);
+          kernels_.silu_mul_pack(context_.compute, gate_sums, up_sums, kGatedLd, n_features, s.row0, s.n, p0,
+                                 np, h[i]);
+        }
       }
     }
   });
-  for (size_t i = 0; i < parts.size(); ++i) {
-    if (!visited[i].records.empty()) context_.caught_up(static_cast<uint32_t>(parts[i].weight));
-  }
+  end_visit(gate);
+  end_visit(up);
 }
 
 }  // namespace smezo

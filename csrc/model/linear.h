@@ -15,7 +15,7 @@ struct BranchGroup {
   int query = 0;
   float eps = 0;
   int plus = -1, minus = -1;  // branch numbers, -1: none
-  std::vector<int> plain;
+  std::vector<int> branches;  // those two, or all plain ones
 };
 
 // Groups of the branches for a trained tensor. ArgumentError: a sign that is not +1 or -1, a negative or
@@ -36,6 +36,12 @@ struct LinearPart {
   std::vector<float*> out;  // one a branch, [rows][ld]
 };
 
+// The gated unit of a block: h = silu(gate x) * up x.
+struct GatedPart {
+  int64_t gate = kNoTensor, gate_bias = kNoTensor;
+  int64_t up = kNoTensor, up_bias = kNoTensor;
+};
+
 // The weights of one forward.
 class Weights {
  public:
@@ -47,6 +53,8 @@ class Weights {
   // of operands of both signs.
   int64_t strip_rows(int64_t k) const;
   int64_t strip_bytes(int64_t k) const;
+  int64_t gated_rows(int64_t k) const;
+  int64_t gated_bytes(int64_t k) const;
   int64_t embed_bytes(int64_t d) const;
 
   // Norms and biases, fp32, of every branch; pending records are applied first.
@@ -67,16 +75,46 @@ class Weights {
   void multiply(const std::vector<LinearPart>& parts, int64_t k, const std::vector<void*>& packed,
                 int64_t n_panels, int64_t ld, Epilogue epilogue, const std::vector<char*>& scratch);
 
+  // The gated unit, packed for the next product: h[b] has as many features as gate and up have rows. A strip
+  // of both and the sums of a few tokens stay in cache; no [rows][ld] buffer exists. `scratch(thread)`:
+  // gated_bytes(k).
+  void multiply_gated(const GatedPart& part, int64_t k, const std::vector<void*>& packed, int64_t n_panels,
+                      const std::vector<void*>& h, const std::vector<char*>& scratch);
+
   // One strip on the calling thread: out[b] [rows.n][ld]. The tensor must have been caught up.
   void multiply_strip(int64_t id, const StripRows& rows, const std::vector<void*>& packed, int64_t n_panels,
                       const std::vector<float*>& out, int64_t ld, Epilogue epilogue, char* scratch) const;
 
  private:
+  // A tensor in a parallel region, with the records its strips get on the way.
+  struct Visit {
+    int64_t id;
+    WeightView w;
+    std::vector<PendingRecord> records;  // a copy: asking for the next tensor's may move them
+  };
+  struct Operands {
+    char *plus, *minus;
+  };
+  Visit begin_visit(int64_t id) const;
+  void catch_up_strip(const Visit& v, int64_t row0, int64_t n) const;
+  void end_visit(const Visit& v) const;
+
   bool trained(int64_t id) const;
   const std::vector<BranchGroup>& groups(int64_t id) const {
     return trained(id) ? trained_groups_ : plain_groups_;
   }
+  // What `g`, a group of some tensor, is for this one: itself, or the plain branches where this is not
+  // trained.
+  const BranchGroup& own_group(int64_t id, const BranchGroup& g) const {
+    return trained(id) ? g : plain_groups_[0];
+  }
   OperandJob job_for(int64_t id, const BranchGroup& g, OperandMode mode, Compute compute) const;
+  Operands operands_at(char* scratch, int64_t k) const;
+  void make_group(int64_t id, const BranchGroup& g, const StripRows& rows, const Operands& to) const;
+  void product(const BranchGroup& g, int branch, const Operands& operands, int64_t n_rows, int64_t k,
+               const void* packed, int64_t n_panels, Epilogue epilogue, float* out, int64_t ld) const;
+  void add_bias(int64_t bias, int branch, int64_t row0, int64_t n, int64_t n_panels, float* out,
+                int64_t ld) const;
   void make(const OperandJob& job, const StripRows& rows, int64_t ld_bytes, char* plus, char* minus) const;
   int64_t operand_row_bytes(Compute compute, int64_t k) const;
 

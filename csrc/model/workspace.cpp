@@ -42,25 +42,26 @@ Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch,
   w.head_rows = std::min(weights.strip_rows(d), kVocabularyBlock);
   const int64_t n_blocks = (c.vocab_size + kVocabularyBlock - 1) / kVocabularyBlock;
 
-  int64_t strip_bytes = weights.embed_bytes(d), packed_bytes = 0;
-  for (const int64_t k : {d, f, n_q}) {
-    strip_bytes = std::max(strip_bytes, weights.strip_bytes(k));
+  int64_t strip_bytes = std::max(weights.embed_bytes(d), weights.gated_bytes(d)), packed_bytes = 0;
+  for (const int64_t k : {d, f, n_q}) strip_bytes = std::max(strip_bytes, weights.strip_bytes(k));
+  for (const int64_t k : {d, n_q})
     packed_bytes = std::max(packed_bytes, context.kernels->packed_bytes(context.compute, k, n_panels));
-  }
+  const int64_t heads_bytes = (n_q + 2 * n_kv) * w.ld * static_cast<int64_t>(sizeof(float));
+  const int64_t shared_bytes =
+      std::max(heads_bytes, context.kernels->packed_bytes(context.compute, f, n_panels));
   const size_t n_branches = context.branches.size(), n_threads = static_cast<size_t>(context.pool->size());
 
   const auto assign = [&] {
-    w.x.clear(), w.q.clear(), w.k.clear(), w.v.clear(), w.attended.clear(), w.gate.clear(), w.up.clear();
-    w.packed.clear(), w.strip.clear(), w.attention_scratch.clear(), w.logits.clear();
+    w.x.clear(), w.q.clear(), w.k.clear(), w.v.clear();
+    w.packed.clear(), w.gated.clear(), w.strip.clear(), w.attention_scratch.clear(), w.logits.clear();
     for (size_t b = 0; b < n_branches; ++b) {
       w.x.push_back(arena.take<float>(d * w.ld));
-      float* const shared = arena.take<float>(std::max(2 * f, 2 * n_q + 2 * n_kv) * w.ld);
-      w.q.push_back(shared);
-      w.k.push_back(shared + n_q * w.ld);
-      w.v.push_back(shared + (n_q + n_kv) * w.ld);
-      w.attended.push_back(shared + (n_q + 2 * n_kv) * w.ld);
-      w.gate.push_back(shared);
-      w.up.push_back(shared + f * w.ld);
+      char* const shared = arena.take<char>(shared_bytes);
+      float* const heads = reinterpret_cast<float*>(shared);
+      w.q.push_back(heads);
+      w.k.push_back(heads + n_q * w.ld);
+      w.v.push_back(heads + (n_q + n_kv) * w.ld);
+      w.gated.push_back(shared);
       w.packed.push_back(arena.take<char>(packed_bytes));
     }
     w.cos = arena.take<float>(c.head_dim / 2 * w.ld);

@@ -39,10 +39,10 @@ struct Workspace {
   int64_t ld = 0;                // columns of every activation buffer
   std::vector<int64_t> columns;  // packed positions that labels read, increasing, without repeats
   // One a branch.
-  std::vector<float*> x;                  // residual stream
-  std::vector<float*> q, k, v, attended;  // share memory with gate and up: not alive at the same time
-  std::vector<float*> gate, up;
-  std::vector<void*> packed;
+  std::vector<float*> x;        // residual stream
+  std::vector<float*> q, k, v;  // attended values take the place of q
+  std::vector<void*> packed;    // input of a product
+  std::vector<void*> gated;     // input of down; shares memory with q, k, v: not alive at the same time
   float *cos = nullptr, *sin = nullptr;  // [head_dim / 2][ld]
   // One a thread.
   std::vector<char*> strip;

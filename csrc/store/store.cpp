@@ -181,6 +181,9 @@ void Resident::load(DType values, DType frozen, bool frozen_as_stored, ThreadPoo
 void Resident::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
   const WeightView& b = base_[id];
   read_as(static_cast<const uint8_t*>(b.data) + e0 * dtype_bytes(b.dtype), b.dtype, n, values_, out);
+  // What is read here is read once (deltas, supports): it shall not stay resident beside the working copy.
+  const TensorEntry& t = *entries_[id];
+  file_.dont_need(t, e0 * dtype_bytes(b.dtype), n * dtype_bytes(b.dtype));
 }
 
 }  // namespace

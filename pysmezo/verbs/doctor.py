@@ -116,6 +116,7 @@ def run(arguments, verb: str):
         "caches_bytes": caches(),
         "memory": memory_bytes(),
         "disk": disk_rates(arguments.dir),
+        "compute": _core.doctor_rates(),
         "versions": versions(),
     }
     path = cache_file()
@@ -137,6 +138,7 @@ def lines(r: dict) -> list[str]:
         for name, v in r["disk"].items()
     )
     memory = ", ".join(f"{name.split('_')[0]} {v // mib} MiB" for name, v in r["memory"].items())
+    c = r["compute"]
     missing = [p for p, v in r["versions"].items() if v is None]
     return [
         f"instruction set  {r['instruction_set']} ({r['numerics']}), of {', '.join(r['instruction_sets'])}",
@@ -144,6 +146,8 @@ def lines(r: dict) -> list[str]:
         f"caches           {', '.join(f'{k} {v // 1024} KiB' for k, v in r['caches_bytes'].items()) or 'not reported'}",
         f"memory           {memory}",
         f"disk             {disk}",
+        f"compute          GEMM {c['gemm_flops_per_s'] / 1e9:.0f} Gflop/s, operands {c['operands_per_s'] / 1e9:.1f} G weights/s, "
+        f"updates {c['updates_per_s'] / 1e9:.1f} G weights/s",
         f"system           {r['system']} on {r['machine']}",
         f"versions         {', '.join(f'{p} {v}' for p, v in r['versions'].items() if v)}",
         f"not installed    {', '.join(missing) or 'nothing'}",

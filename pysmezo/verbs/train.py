@@ -8,7 +8,7 @@ import sys
 from .. import demo, options
 from ..cli import INTERRUPTED, OK
 from ..progress import Progress, clock, mib
-from ..session import Session, free_run_dir, resumed
+from ..session import Session, free_run_dir, read_run, resumed
 
 RESUME_OPTIONS = ("run_dir", "threads", "memory_budget")
 
@@ -55,7 +55,7 @@ def say(text: str) -> None:
 def _train(settings: dict, method, verb: str):
     interrupted, result = Session(settings, method, verb, (Progress(),), say).train()
     picture = _picture(result["run_dir"])
-    print(summary(result, picture), flush=True)
+    print(summary(result, read_run(result["run_dir"]), picture), flush=True)
     if interrupted:
         say(
             f"interrupted after step {result['steps']} of {settings['steps']}, all saved; go on: pysmezo resume "
@@ -74,7 +74,11 @@ def _picture(run_dir: str) -> str:
         return f"none: {e}"
 
 
-def summary(r: dict, picture: str) -> str:
+# Below this much of a perturbation surviving operand rounding, the estimate is mostly of another direction.
+LEAST_SURVIVING = 0.9
+
+
+def summary(r: dict, run: dict, picture: str) -> str:
     """The result for people, a fact a line."""
 
     def change(name: str, digits: int) -> str:
@@ -94,6 +98,13 @@ def summary(r: dict, picture: str) -> str:
     lines += [
         f"steps                {r['steps']} in {clock(r['train_seconds'])} ({rate:.2f} steps/s)",
         f"memory               process = {mib(at_open)} at open + {mib(max(0, peak - at_open))}, peak {mib(peak)}",
+    ]
+    d = run["diagnostics"]
+    survives, trained, of = d["surviving_perturbation"], d["n_trained"] / 1e6, d["n_parameters"] / 1e6
+    advice = "" if survives >= LEAST_SURVIVING else ": little; a larger eps, or --operand dither or split, keeps more"
+    lines += [
+        f"trained              {trained:.1f} M of {of:.1f} M weights, lr {run['lr']:.3g}, eps {run['eps']:.3g}",
+        f"perturbation         {survives:.3f} of it survives operand rounding (cos^2){advice}",
     ]
     if r["delta_path"]:
         lines.append(f"delta                {r['delta_path']} ({mib(r['delta_bytes'])})")

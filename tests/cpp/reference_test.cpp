@@ -137,7 +137,7 @@ TEST(norm_and_gated_unit_packed_or_not) {
     scalar().rms_norm_pack(compute, x.data(), ld, d, gain.data(), 1e-5f, 0, n_panels, packed.data());
     scalar().pack(compute, y.data(), ld, d, 0, n_panels, want.data());
     CHECK(packed == want);
-    scalar().silu_mul_pack(compute, x.data(), up.data(), ld, d, 0, n_panels, packed.data());
+    scalar().silu_mul_pack(compute, x.data(), up.data(), ld, d, 0, d, 0, n_panels, packed.data());
     scalar().pack(compute, h.data(), ld, d, 0, n_panels, want.data());
     CHECK(packed == want);
   }

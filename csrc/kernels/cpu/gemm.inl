@@ -81,6 +81,14 @@ static void tile(const typename P::Element* a, int64_t lda, const typename P::El
     for (int p = 0; p < N; ++p)
       sum[r][p] = end.first ? zero_f() : load(end.partial + r * end.ld_partial + p * kLanes);
   }
+  if (end.last) {
+    // The rows of c are long out of cache; they arrive while the tile is multiplied.
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < N; ++p) __builtin_prefetch(end.c + r * end.ldc + p * kLanes, 1, 3);
+    }
+  }
   const int64_t ahead_panel = panel_size * static_cast<int64_t>(sizeof(typename P::Element));
   const char* ahead = end.ahead;
   for (int64_t s = 0; s < n_steps; ++s) {

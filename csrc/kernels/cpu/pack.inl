@@ -25,17 +25,24 @@ static int64_t packed_bytes(Compute compute, int64_t k, int64_t n_panels) {
   return packed_steps(compute, k) * n_panels * kLanes * (stores_pairs(compute) ? 2 : 4);
 }
 
+// Features [begin, end) of k; begin is even, end too unless it is k.
+struct PackRows {
+  int64_t k, begin, end;
+};
+
 // value(i, p): feature i of panel p (counted from the first of the group, panel `first`), 16 tokens.
 template <class Value>
-SMEZO_VEC void pack_group(Compute compute, int64_t k, int64_t first, int n, void* packed,
+SMEZO_VEC void pack_group(Compute compute, PackRows rows, int64_t first, int n, void* packed,
                           const Value& value) {
+  const int64_t k = rows.k, end = rows.end;
   if (stores_pairs(compute)) {
     const int64_t steps = packed_steps(compute, k) / 2;
     uint32_t* out = static_cast<uint32_t*>(packed) + first * steps * kLanes;
-    for (int64_t s = 0; s < k / 2; ++s)
+    for (int64_t s = rows.begin / 2; s < end / 2; ++s)
       for (int p = 0; p < n; ++p)
         store(out + (p * steps + s) * kLanes,
               (bf16_high(value(2 * s, p)) >> 16) | (bf16_high(value(2 * s + 1, p)) & set1(0xFFFF0000u)));
+    if (end < k) return;
     if (k % 2 != 0)
       for (int p = 0; p < n; ++p) store(out + (p * steps + k / 2) * kLanes, bf16_high(value(k - 1, p)) >> 16);
     for (int64_t s = (k + 1) / 2; s < steps; ++s)
@@ -43,7 +50,7 @@ SMEZO_VEC void pack_group(Compute compute, int64_t k, int64_t first, int n, void
     return;
   }
   float* out = static_cast<float*>(packed) + first * k * kLanes;
-  for (int64_t i = 0; i < k; ++i)
+  for (int64_t i = rows.begin; i < end; ++i)
     for (int p = 0; p < n; ++p) {
       const F16 x = value(i, p);
       store(out + (p * k + i) * kLanes, compute == Compute::bf16 ? round_bf16(x) : x);
@@ -63,17 +70,18 @@ static void pack(Compute compute, const float* x, int64_t ld, int64_t k, int64_t
                  void* packed) {
   for_panel_groups(panel0, n_panels, [&](int64_t first, int n) {
     const float* at = x + first * kLanes;
-    pack_group(compute, k, first, n, packed, [&](int64_t i, int p) __attribute__((always_inline)) {
+    pack_group(compute, {k, 0, k}, first, n, packed, [&](int64_t i, int p) __attribute__((always_inline)) {
       return load(at + i * ld + p * kLanes);
     });
   });
 }
 
 static void silu_mul_pack(Compute compute, const float* gate, const float* up, int64_t ld, int64_t k,
-                          int64_t panel0, int64_t n_panels, void* packed) {
+                          int64_t row0, int64_t n_rows, int64_t panel0, int64_t n_panels, void* packed) {
   for_panel_groups(panel0, n_panels, [&](int64_t first, int n) {
-    pack_group(compute, k, first, n, packed, [&](int64_t i, int p) __attribute__((always_inline)) {
-      const int64_t at = i * ld + (first + p) * kLanes;
+    const PackRows rows{k, row0, row0 + n_rows};
+    pack_group(compute, rows, first, n, packed, [&](int64_t i, int p) __attribute__((always_inline)) {
+      const int64_t at = (i - row0) * ld + (first - panel0 + p) * kLanes;
       return silu(load(gate + at)) * load(up + at);
     });
   });
@@ -85,7 +93,7 @@ static void rms_norm_pack(Compute compute, const float* x, int64_t ld, int64_t k
     const float* at = x + first * kLanes;
     F16 scale[kPackGroup];
     rms_scales(at, ld, k, eps, n, scale);
-    pack_group(compute, k, first, n, packed, [&](int64_t i, int p) __attribute__((always_inline)) {
+    pack_group(compute, {k, 0, k}, first, n, packed, [&](int64_t i, int p) __attribute__((always_inline)) {
       return load(at + i * ld + p * kLanes) * scale[p] * set1(gain[i]);
     });
   });
