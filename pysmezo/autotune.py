@@ -5,7 +5,7 @@ operand as configured, and takes the smallest eps whose g agree with those at 2 
 in operand rounding, too large a one in curvature.
 
 find_lr: lr = C / tr(H_S), with tr(H_S) = mean over probes of (l+ + l- - 2 l0) / e^2, the curvature of the loss along directions of the
-selection, at e = 2 eps: the largest step at which g was found to agree, where operand rounding disturbs the second difference least. A
+selection, at e = eps or CURVATURE_EPS, the larger: a second difference of losses drowns in rounding long before a first one does. A
 method that perturbs fewer or tamer weights has a smaller trace and gets the larger lr it can stand. C is the same for all methods. The second
 difference of one direction scatters by twice its mean (measured on SmolLM2), so 32 probes are followed by up to 96 more until the mean stands
 out of twice its standard error.
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from .errors import ArgumentError
 
-LR_CONSTANT = 0.04  # fixed on SmolLM2-135M, see benchmarks/LOG.md
+LR_CONSTANT = 0.2  # fixed on SmolLM2-135M, see benchmarks/LOG.md
+CURVATURE_EPS = 1.6e-3
 N_EPS_BATCHES = 16
 N_LR_PROBES = 32
 MOST_LR_PROBES = 128
@@ -78,7 +79,7 @@ def find_eps(engine, batches) -> EpsChoice:
 def find_lr(engine, batches, eps: float) -> LrChoice:
     """batches: core batches, cycled; 32 to 128 probes of three branches each. ArgumentError when the curvature is lost in its own noise."""
     samples = []
-    step = 2 * eps
+    step = max(eps, CURVATURE_EPS)
     while len(samples) < MOST_LR_PROBES:
         for _ in range(N_LR_PROBES):
             i = len(samples)

@@ -13,10 +13,9 @@ namespace smezo {
 namespace {
 
 constexpr int64_t kStripBudgetBytes =
-    256 * 1024;  // operands of both signs: half of a common second-level cache
-constexpr int64_t kMaxStripRows = 64;
+    256 * 1024;                        // operands of both signs: half of a common second-level cache
+constexpr int64_t kMaxStripRows = 48;  // eight tiles of the vector product, three of AMX
 constexpr int64_t kStripStep = 16;     // strips are multiples of this: few thin tiles, no pair of rows cut
-constexpr int64_t kMaxGatedRows = 32;  // of gate and of up
 constexpr int64_t kGatedPanels = 16;
 constexpr int64_t kGatedLd = (kGatedPanels + 1) * kLanes;  // not a power of two: rows on different cache sets
 
@@ -105,10 +104,8 @@ int64_t Weights::strip_bytes(int64_t k) const {
   return 2 * align_up(strip_rows(k) * operand_row_bytes(context_.compute, k), kStripAlign);
 }
 
-int64_t Weights::gated_rows(int64_t k) const { return std::min<int64_t>(strip_rows(k), kMaxGatedRows); }
-
 int64_t Weights::gated_bytes(int64_t k) const {
-  return 2 * strip_bytes(k) + 2 * gated_rows(k) * kGatedLd * static_cast<int64_t>(sizeof(float));
+  return 2 * strip_bytes(k) + 2 * strip_rows(k) * kGatedLd * static_cast<int64_t>(sizeof(float));
 }
 
 int64_t Weights::embed_bytes(int64_t d) const {
@@ -305,7 +302,7 @@ void Weights::multiply_gated(const GatedPart& part, int64_t k, const std::vector
                              const std::vector<char*>& scratch) {
   const Visit gate = begin_visit(part.gate), up = begin_visit(part.up);
   const int64_t n_features = gate.w.rows, n_blocks = (n_panels + kGatedPanels - 1) / kGatedPanels;
-  const std::vector<Strip> strips = cut_strips({n_features}, gated_rows(k), context_.pool->size());
+  const std::vector<Strip> strips = cut_strips({n_features}, strip_rows(k), context_.pool->size());
   context_.pool->run(static_cast<int64_t>(strips.size()), [&](int64_t item, int thread) {
     const Strip& s = strips[static_cast<size_t>(item)];
     catch_up_strip(gate, s.row0, s.n);
@@ -313,7 +310,7 @@ void Weights::multiply_gated(const GatedPart& part, int64_t k, const std::vector
     char* const mine = scratch[static_cast<size_t>(thread)];
     const Operands gate_operands = operands_at(mine, k), up_operands = operands_at(mine + strip_bytes(k), k);
     float* const gate_sums = reinterpret_cast<float*>(mine + 2 * strip_bytes(k));
-    float* const up_sums = gate_sums + gated_rows(k) * kGatedLd;
+    float* const up_sums = gate_sums + strip_rows(k) * kGatedLd;
     for (const BranchGroup& g : groups(trained(part.gate) ? part.gate : part.up)) {
       const BranchGroup &gate_group = own_group(part.gate, g), &up_group = own_group(part.up, g);
       make_group(part.gate, gate_group, {s.row0, s.n, nullptr}, gate_operands);

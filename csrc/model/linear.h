@@ -53,7 +53,6 @@ class Weights {
   // of operands of both signs.
   int64_t strip_rows(int64_t k) const;
   int64_t strip_bytes(int64_t k) const;
-  int64_t gated_rows(int64_t k) const;
   int64_t gated_bytes(int64_t k) const;
   int64_t embed_bytes(int64_t d) const;
 

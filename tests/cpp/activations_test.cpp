@@ -139,6 +139,31 @@ TEST(attention_agrees_with_double) {
   }
 }
 
+// Attended values may take the place of their queries.
+TEST(attention_in_place) {
+  for (const auto& t : tables_but_products()) {
+    std::mt19937 random(9);
+    for (int trial = 0; trial < 30; ++trial) {
+      const Attention a = random_attention(random);
+      const std::vector<float> apart = a.run(*t.kernels, 0.0f);
+      Attention b = a;
+      const int64_t n = attention_scratch_floats(a.head_dim, a.prefix_len + a.len);
+      float* scratch = static_cast<float*>(::operator new(static_cast<size_t>(n) * 4, std::align_val_t(64)));
+      for (int64_t h = 0; h < a.n_heads; ++h) t.kernels->attention(b.job(h, b.q.data(), scratch));
+      ::operator delete(scratch, std::align_val_t(64));
+      bool same = true, untouched = true;
+      for (size_t i = 0; i < b.q.size(); ++i) {
+        const int64_t column = static_cast<int64_t>(i) % a.ld;
+        const bool inside = column >= a.start && column < a.start + a.len;
+        same &= !inside || memcmp(&b.q[i], &apart[i], 4) == 0;
+        untouched &= inside || b.q[i] == a.q[i];
+      }
+      report(same, t.name, "attention differs in place");
+      report(untouched, t.name, "attention in place wrote to columns of others");
+    }
+  }
+}
+
 // The same segment at another place in the packed tokens, with NaN in every column that is not its own.
 TEST(attention_depends_on_its_segment_only) {
   for (const auto& t : tables_but_products()) {
@@ -224,9 +249,22 @@ TEST(fused_packing_equals_two_steps) {
         };
         t.kernels->silu_mul(x.data(), up.data(), k * ld, made.data());
         report(packed_twice([&](void* out) {
-                 t.kernels->silu_mul_pack(compute, x.data(), up.data(), ld, k, 1, panels, out);
+                 t.kernels->silu_mul_pack(compute, x.data() + 16, up.data() + 16, ld, k, 0, k, 1, panels,
+                                          out);
                }),
                t.name, "silu_mul_pack is not silu_mul and pack");
+        // Rows in pieces, last first.
+        report(packed_twice([&](void* out) {
+                 for (int64_t end = k; end > 0;) {
+                   const int64_t begin =
+                       std::max<int64_t>(0, end - 1 - static_cast<int64_t>(random() % 20)) / 2 * 2;
+                   const int64_t at = begin * ld + 16;
+                   t.kernels->silu_mul_pack(compute, x.data() + at, up.data() + at, ld, k, begin, end - begin,
+                                            1, panels, out);
+                   end = begin;
+                 }
+               }),
+               t.name, "silu_mul_pack depends on how rows are cut");
         t.kernels->rms_norm(x.data(), ld, k, gain.data(), 1e-6f, 0, panels + 1, made.data());
         report(packed_twice([&](void* out) {
                  t.kernels->rms_norm_pack(compute, x.data(), ld, k, gain.data(), 1e-6f, 1, panels, out);

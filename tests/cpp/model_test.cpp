@@ -230,6 +230,34 @@ TEST(I12_a_text_does_not_feel_its_neighbours) {
     }
     const auto one_token = tiny.run(language_model({text(1, 3)}), {{0, 1, 0.0f}}, false, isa);
     CHECK(one_token[0][0] == with_others[2][40]);
+
+    // In a crowd that no cache block of tokens holds.
+    std::vector<std::vector<int32_t>> crowd;
+    for (unsigned i = 0; i < 9; ++i) crowd.push_back(text(37, 10 + i));
+    crowd.insert(crowd.begin() + 8, text(23, 2));
+    const auto in_crowd = threaded.run(language_model(crowd), kPair, false, isa);
+    for (size_t b = 0; b < 2; ++b)
+      CHECK(std::memcmp(want[b].data(), in_crowd[b].data() + 8 * 37, 23 * sizeof(float)) == 0);
+  }
+}
+
+// One of gate and up is trained, the other not: as if its mask left everything out.
+TEST(gated_unit_trains_half) {
+  CrashSimulator disk(1);
+  const Batch batch = language_model({text(20, 4)});
+  Tiny whole;
+  const auto both = whole.run(batch, kPair);
+  for (const char* kind : {"gate_proj", "up_proj"}) {
+    Tiny frozen, masked;
+    const auto parameters = parameters_of(frozen.config);
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      if (parameters[i].name.find(kind) == std::string::npos) continue;
+      frozen.methods[i].trained = false;
+      masked.methods[i].mask = {MaskKind::small, -1.0f};
+    }
+    const auto values = frozen.run(batch, kPair);
+    CHECK(values == masked.run(batch, kPair));
+    CHECK(values != both);
   }
 }
 

@@ -33,7 +33,7 @@ struct PairProduct {
   using Operand = __m512i;
   static constexpr int kStep = 2;
   static constexpr int kRows = 6, kPanels = 4;
-  static constexpr int64_t kBlock = 1024;
+  static constexpr int64_t kBlock = 1536;
   SMEZO_VEC __m512i broadcast(const uint16_t* a) {
     int32_t pair;
     __builtin_memcpy(&pair, a, sizeof pair);
