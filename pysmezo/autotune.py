@@ -84,11 +84,12 @@ def find_lr(engine, batches, eps: float) -> LrChoice:
     while len(samples) < MOST_LR_PROBES:
         for _ in range(N_LR_PROBES):
             i = len(samples)
-            branches = [(DIAGNOSTIC_QUERY, +1, step), (DIAGNOSTIC_QUERY, -1, step), (0, +1, 0.0)]
-            # Noise steps after those of find_eps, so that the same directions are not asked twice.
-            plus, minus, centre = (
-                float(x) for x in engine.probe(batches[i % len(batches)], branches, N_EPS_BATCHES + i)["losses"]
-            )
+            batch = batches[i % len(batches)]
+            branches = [(DIAGNOSTIC_QUERY, +1, step), (DIAGNOSTIC_QUERY, -1, step)]
+            # Noise steps after those of find_eps, so that the same directions are not asked twice. The centre is a probe
+            # of its own: three branches at once would need more memory than training does.
+            plus, minus = (float(x) for x in engine.probe(batch, branches, N_EPS_BATCHES + i)["losses"])
+            centre = float(engine.probe(batch, [(0, +1, 0.0)], 0)["losses"][0])
             samples.append((plus + minus - 2 * centre) / step**2)
         mean = sum(samples) / len(samples)
         error = math.sqrt(sum((s - mean) ** 2 for s in samples) / (len(samples) - 1) / len(samples))

@@ -23,8 +23,8 @@ const CpuFeatures& cpu_features();
 const char* isa_name(Isa isa);
 bool isa_supported(Isa isa);
 std::vector<Isa> supported_isas();  // best last
-// Best supported set, or the one SMEZO_ISA names. ArgumentError: unknown name (lists the known ones), or not
-// on this machine.
+// Best supported set (but amx only by name), or the one SMEZO_ISA names. ArgumentError: unknown name (lists
+// the known ones), or not on this machine.
 Isa choose_isa();
 // What a journal records, since sums differ: "avx512-bf16" for avx512 with vdpbf16ps, else isa_name().
 std::string numerics_name(Isa isa);

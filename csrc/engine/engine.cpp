@@ -38,7 +38,7 @@ Engine::Impl::Impl(const EngineOptions& o)
     requests.push_back({parameters[id].name, parameters[id].rows, parameters[id].cols, trained[id]});
   }
   const DType values = values_for(o.values);
-  store = Store::open(o.model_dir, requests, values, DType::BF16, true, pool);
+  store = Store::open(o.model_dir, requests, values, pool);
   model = std::make_unique<Model>(config, *store);
 
   header.instruction_set = numerics_name(isa);

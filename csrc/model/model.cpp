@@ -77,6 +77,12 @@ ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bo
   for (size_t l = 0; l < layers.size(); ++l) run_block(f, layers[l], l + 1 == layers.size());
   ForwardResult result;
   result.values = run_head(f, impl_->tensors, want_logits);
+  // Of the vocabulary only the batch's tokens and the candidates were read: its mapped pages need not stay
+  // resident.
+  if (batch.task == Task::choice_candidates && !want_logits) {
+    impl_->store.rest(static_cast<uint32_t>(impl_->tensors.embedding));
+    impl_->store.rest(static_cast<uint32_t>(impl_->tensors.head));
+  }
   for (int p = 0; p < kParts; ++p)
     result.parts.emplace_back(kPartNames[static_cast<size_t>(p)], times.seconds(p));
   return result;

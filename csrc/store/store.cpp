@@ -40,13 +40,16 @@ class Resident final : public Store {
 
   void check_names();
   void find_tensors();
-  void load(DType values, DType frozen, bool frozen_as_stored, ThreadPool& pool);
+  void load(DType values, ThreadPool& pool);
 
   int64_t n_tensors() const override { return static_cast<int64_t>(requests_.size()); }
   const TensorRequest& request(uint32_t id) const override { return requests_[id]; }
   WeightView weight(uint32_t id) override { return weights_[id]; }
   WeightView base_weight(uint32_t id) override { return base_[id]; }
   void base_values(uint32_t id, int64_t e0, int64_t n, float* out) override;
+  void rest(uint32_t id) override {
+    if (!memory_[id]) file_.dont_need(*entries_[id], 0, entries_[id]->n_bytes);
+  }
   DType base_dtype() const override { return base_dtype_; }
   std::string fingerprint() override { return hash_text(fingerprint_); }
   int64_t working_copy_bytes() const override { return working_copy_bytes_; }
@@ -138,7 +141,7 @@ void Resident::allocate(size_t id, DType dtype) {
   working_copy_bytes_ += n_bytes;
 }
 
-void Resident::load(DType values, DType frozen, bool frozen_as_stored, ThreadPool& pool) {
+void Resident::load(DType values, ThreadPool& pool) {
   struct Chunk {
     size_t id;
     int64_t begin, n_bytes;
@@ -146,11 +149,10 @@ void Resident::load(DType values, DType frozen, bool frozen_as_stored, ThreadPoo
   values_ = values;
   std::vector<Chunk> chunks;
   for (size_t id = 0; id < requests_.size(); ++id) {
-    const bool convert_frozen = !frozen_as_stored && requests_[id].rows > 1 && base_[id].dtype != frozen;
     if (requests_[id].trained) {
       allocate(id, values);
-    } else if (convert_frozen || !lies_aligned(id)) {
-      allocate(id, convert_frozen ? frozen : base_[id].dtype);
+    } else if (!lies_aligned(id)) {
+      allocate(id, base_[id].dtype);
     }
     for (int64_t at = 0; at < entries_[id]->n_bytes; at += kHashChunkBytes)
       chunks.push_back({id, at, std::min(kHashChunkBytes, entries_[id]->n_bytes - at)});
@@ -189,14 +191,12 @@ void Resident::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
 }  // namespace
 
 std::unique_ptr<Store> Store::open(const std::string& folder, const std::vector<TensorRequest>& requests,
-                                   DType values, DType frozen, bool frozen_as_stored, ThreadPool& pool) {
+                                   DType values, ThreadPool& pool) {
   check<ArgumentError>(values != DType::F16, "store", "working copies in F16, expected F32, BF16 or BF16T8");
-  check<ArgumentError>(frozen_as_stored || frozen == DType::F32 || frozen == DType::BF16, "store",
-                       std::string("frozen matrices in ") + dtype_name(frozen) + ", expected F32 or BF16");
   auto out = std::make_unique<Resident>(folder, requests);
   out->check_names();
   out->find_tensors();
-  out->load(values, frozen, frozen_as_stored, pool);
+  out->load(values, pool);
   return out;
 }
 

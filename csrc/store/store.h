@@ -20,12 +20,11 @@ struct TensorRequest {
 class Store {
  public:
   // Opens <folder>/model.safetensors or its sharded index read-only. `requests` in tensor-id order. `values`:
-  // dtype of working copies. `frozen`: dtype that frozen matrices are converted to, or as stored (the mapped
-  // file itself) when they already are that dtype. Vectors (norms, biases) that are frozen stay as stored.
-  // FormatError: a tensor is missing, has another shape, or a dtype that is not F32, F16, BF16. Tensors
-  // nobody asked for are ignored when they are known buffers (rotary inv_freq), else FormatError.
+  // dtype of working copies. What is frozen is used in place, as stored. FormatError: a tensor is missing,
+  // has another shape, or a dtype that is not F32, F16, BF16. Tensors nobody asked for are ignored when they
+  // are known buffers (rotary inv_freq), else FormatError.
   static std::unique_ptr<Store> open(const std::string& folder, const std::vector<TensorRequest>& requests,
-                                     DType values, DType frozen, bool frozen_as_stored, ThreadPool& pool);
+                                     DType values, ThreadPool& pool);
   virtual ~Store() = default;
 
   virtual int64_t n_tensors() const = 0;
@@ -35,6 +34,9 @@ class Store {
   // Elements [e0, e0 + n) of a trained tensor as a fresh working copy would hold them (rounded to 24 bits
   // where values are BF16T8), fp32.
   virtual void base_values(uint32_t tensor_id, int64_t e0, int64_t n, float* out) = 0;
+  // A frozen tensor of which only a few rows were read: its pages leave this process's memory and come back
+  // when touched.
+  virtual void rest(uint32_t tensor_id) = 0;
   virtual DType base_dtype() const = 0;  // the most common dtype of the base's matrices
   // Covers names, shapes, dtypes and content of every tensor asked for (16 hex digits of a content hash
   // chain; see store.cpp).

@@ -53,7 +53,7 @@ struct Tiny {
         sink.write(i, w.data(), static_cast<int64_t>(w.size() * sizeof(float)));
       }
     });
-    store = Store::open("m", requests, DType::F32, DType::F32, true, pool);
+    store = Store::open("m", requests, DType::F32, pool);
     model = std::make_unique<Model>(config, *store);
   }
 
