@@ -1,6 +1,8 @@
 """Logits of a real model, SmolLM2-135M as the demo prepares it, against transformers, on real sentences."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,3 +54,15 @@ def test_logits(demo, batch):
         ours = run.logits(batch)
     assert np.abs(ours - exact).max() <= 2 * np.abs(theirs - exact).max()
     assert np.sqrt(np.mean((ours - exact) ** 2)) <= 2 * np.sqrt(np.mean((theirs - exact) ** 2))
+
+
+def test_readme_example_runs(demo, tmp_path, monkeypatch, capsys):
+    root = Path(__file__).parents[1]
+    example = re.search(r"```python\n(.*?)```", (root / "README.md").read_text(), re.S)[1]
+    (tmp_path / ".demo").mkdir()
+    (tmp_path / ".demo" / "v1").symlink_to(Path(demo["model"]).parent)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    losses = [float(line) for line in capsys.readouterr().out.split()]
+    assert len(losses) == 10 and all(np.isfinite(losses))
+    assert (tmp_path / "mine.delta.safetensors").stat().st_size > 1e6
