@@ -233,6 +233,7 @@ def test_too_small_a_budget_exits_3(task_dir, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: [")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_resumed_equals_uninterrupted(task_dir, tmp_path, number, capsys):
     steps = 2000

@@ -131,6 +131,7 @@ def test_folder_loads_as_a_hugging_face_model(folder):
     assert tokenizer.decode(best) == " Paris"
 
 
+@pytest.mark.slow
 def test_splits_are_balanced_disjoint_and_fixed(folder, reviews):
     parts = {}
     for name, n in demo.SPLITS.items():
