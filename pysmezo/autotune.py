@@ -8,8 +8,8 @@ find_lr: lr = C / tr(H_S), with tr(H_S) = mean over probes of (l+ + l- - 2 l0) /
 selection, at e = eps or CURVATURE_EPS, the larger: a second difference of losses drowns in rounding long before a first one does (on
 SmolLM2 in bf16 rounding disturbs it by about 7e-3, which at e = 1.6e-3 is six times what curvature makes of it). A
 method that perturbs fewer or tamer weights has a smaller trace and gets the larger lr it can stand. C is the same for all methods. The second
-difference of one direction scatters by twice its mean (measured on SmolLM2), so 32 probes are followed by up to 96 more until the mean stands
-out of twice its standard error.
+difference of one direction scatters by twice its mean (measured on SmolLM2), so 32 probes are followed by up to 96 more until the standard error is
+below 0.3 of the mean; after all of them the mean must still stand out of twice its error.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ CURVATURE_EPS = 6.4e-3
 N_EPS_BATCHES = 16
 N_LR_PROBES = 32
 MOST_LR_PROBES = 128
+RELATIVE_ERROR = 0.3
 EPS_GRID = [1e-4 * 2**k for k in range(8)]
 AGREEMENT = 0.15
 # Diagnostics draw their directions at this query number, which training never uses.
@@ -93,8 +94,10 @@ def find_lr(engine, batches, eps: float) -> LrChoice:
             samples.append((plus + minus - 2 * centre) / step**2)
         mean = sum(samples) / len(samples)
         error = math.sqrt(sum((s - mean) ** 2 for s in samples) / (len(samples) - 1) / len(samples))
-        if mean > 2 * error:
-            return LrChoice(LR_CONSTANT / mean, mean, error)
+        if error < RELATIVE_ERROR * mean:
+            break
+    if mean > 2 * error:
+        return LrChoice(LR_CONSTANT / mean, mean, error)
     raise ArgumentError(
         f"[lr] tr(H) measured as {mean:.3g} +- {error:.3g}, expected it to stand out of twice its error: the loss is too flat or too"
         " noisy along these directions to choose a learning rate; pass --lr"
