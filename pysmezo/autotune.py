@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from .errors import ArgumentError
 
-LR_CONSTANT = 0.06  # fixed on SmolLM2-135M, see benchmarks/LOG.md
+LR_CONSTANT = 0.025  # fixed on SmolLM2-135M, see benchmarks/LOG.md
 CURVATURE_EPS = 6.4e-3
 N_EPS_BATCHES = 16
 N_LR_PROBES = 32

@@ -21,6 +21,9 @@ TASK = {"template": "{text} It was", "label_words": [" terrible", " great"], "la
 DEFAULTS = {
     "method": "sparse-mezo",
     "sparsity": 0.75,
+    # Tuned on dev. lr="auto" takes less than half of it: its constant is one that dense MeZO survives as well.
+    "lr": 0.00019546093,
+    "eps": 1.6e-3,
     "steps": 1000,
     "batch": 16,
     "schedule": "linear",
