@@ -1,4 +1,4 @@
-// The table of stored types: name and bytes, one row a type.
+// The table of stored types: name and bits, one row a type.
 #include "base/dtype.h"
 
 #include "base/error.h"
@@ -9,13 +9,11 @@ namespace {
 struct Row {
   DType dtype;
   const char* name;
-  int64_t bytes;
+  int64_t bits;
 };
 constexpr Row kRows[] = {
-    {DType::F32, "F32", 4},
-    {DType::F16, "F16", 2},
-    {DType::BF16, "BF16", 2},
-    {DType::BF16T8, "BF16T8", 3},
+    {DType::F32, "F32", 32},       {DType::F16, "F16", 16}, {DType::BF16, "BF16", 16},
+    {DType::BF16T8, "BF16T8", 24}, {DType::NF4, "NF4", 4},  {DType::I8, "I8", 8},
 };
 
 const Row& row_of(DType d) {
@@ -27,7 +25,16 @@ const Row& row_of(DType d) {
 
 }  // namespace
 
-int64_t dtype_bytes(DType d) { return row_of(d).bytes; }
+int64_t dtype_bytes(DType d) {
+  const Row& row = row_of(d);
+  check<ArgumentError>(row.bits % 8 == 0, "dtype",
+                       std::string(row.name) + " has no whole byte an element, expected bytes_of(dtype, n)");
+  return row.bits / 8;
+}
+
+int64_t bytes_of(DType d, int64_t n) { return (row_of(d).bits * n + 7) / 8; }
+
+bool holds_trained(DType d) { return d == DType::F32 || d == DType::BF16 || d == DType::BF16T8; }
 
 const char* dtype_name(DType d) { return row_of(d).name; }
 

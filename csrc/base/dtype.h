@@ -1,16 +1,20 @@
 // How a weight is stored. Names as safetensors writes them, plus BF16T8: a bf16 plane and a signed-byte tail
-// plane (I10).
+// plane (I10); NF4: two elements a byte with a scale for each block (format/nf4.h); I8: a byte an element
+// with a scale for each row (format/int8.h).
 #pragma once
 #include <cstdint>
 #include <string>
 
 namespace smezo {
 
-enum class DType : uint8_t { F32, F16, BF16, BF16T8 };
+enum class DType : uint8_t { F32, F16, BF16, BF16T8, NF4, I8 };
 
-// Bytes of one element over all its planes.
+// Bytes of one element over all its planes. ArgumentError for NF4, which has less than one.
 int64_t dtype_bytes(DType d);
-const char* dtype_name(DType d);                 // "F32", "F16", "BF16", "BF16T8"
+// Bytes of n elements over all planes, scales not counted.
+int64_t bytes_of(DType d, int64_t n);
+bool holds_trained(DType d);                     // F32, BF16, BF16T8
+const char* dtype_name(DType d);                 // "F32", "F16", "BF16", "BF16T8", "NF4", "I8"
 DType dtype_from_name(const std::string& name);  // FormatError for a name not in the table
 
 }  // namespace smezo

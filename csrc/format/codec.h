@@ -5,6 +5,8 @@
 #include "base/host_device.h"
 #include "base/view.h"
 #include "format/half.h"
+#include "format/int8.h"
+#include "format/nf4.h"
 #include "format/split24.h"
 
 namespace smezo {
@@ -12,13 +14,17 @@ namespace smezo {
 SMEZO_HD float decode_at(const WeightView& w, int64_t e) {
   switch (w.dtype) {
     case DType::F32:
-      return static_cast<const float*>(w.data)[e];
+      return static_cast<const float*>(w.data)[e - w.first];
     case DType::F16:
-      return fp16_to_f32(static_cast<const uint16_t*>(w.data)[e]);
+      return fp16_to_f32(static_cast<const uint16_t*>(w.data)[e - w.first]);
     case DType::BF16:
-      return bf16_to_f32(static_cast<const uint16_t*>(w.data)[e]);
+      return bf16_to_f32(static_cast<const uint16_t*>(w.data)[e - w.first]);
     case DType::BF16T8:
-      return u24_to_f32(join24({static_cast<const uint16_t*>(w.data)[e], w.tail[e]}));
+      return u24_to_f32(join24({static_cast<const uint16_t*>(w.data)[e - w.first], w.tail[e - w.first]}));
+    case DType::NF4:
+      return nf4_at(w, e);
+    case DType::I8:
+      return int8_at(w, e);
   }
   return 0;
 }
@@ -27,24 +33,28 @@ SMEZO_HD float decode_at(const WeightView& w, int64_t e) {
 // which never trains).
 SMEZO_HD uint32_t rounding_bits(DType d) { return d == DType::BF16T8 ? 8 : d == DType::BF16 ? 16 : 0; }
 
-// Stores x, rounded stochastically with `random` (rounding_bits(w.dtype) of them).
+// Stores x, rounded stochastically with `random` (rounding_bits(w.dtype) of them). Quantized weights are
+// never written (nothing happens).
 SMEZO_HD void encode_at(const WeightView& w, int64_t e, float x, uint32_t random) {
   switch (w.dtype) {
     case DType::F32:
-      static_cast<float*>(w.data)[e] = x;
+      static_cast<float*>(w.data)[e - w.first] = x;
       return;
     case DType::F16:
-      static_cast<uint16_t*>(w.data)[e] = f32_to_fp16(x);
+      static_cast<uint16_t*>(w.data)[e - w.first] = f32_to_fp16(x);
       return;
     case DType::BF16:
-      static_cast<uint16_t*>(w.data)[e] = f32_to_bf16_stochastic(x, random);
+      static_cast<uint16_t*>(w.data)[e - w.first] = f32_to_bf16_stochastic(x, random);
       return;
     case DType::BF16T8: {
       const Split24 s = split24(f32_to_u24(x, random));
-      static_cast<uint16_t*>(w.data)[e] = s.hi;
-      w.tail[e] = s.tail;
+      static_cast<uint16_t*>(w.data)[e - w.first] = s.hi;
+      w.tail[e - w.first] = s.tail;
       return;
     }
+    case DType::NF4:
+    case DType::I8:
+      return;
   }
 }
 
@@ -52,20 +62,23 @@ SMEZO_HD void encode_at(const WeightView& w, int64_t e, float x, uint32_t random
 SMEZO_HD void encode_nearest_at(const WeightView& w, int64_t e, float x) {
   switch (w.dtype) {
     case DType::F32:
-      static_cast<float*>(w.data)[e] = x;
+      static_cast<float*>(w.data)[e - w.first] = x;
       return;
     case DType::F16:
-      static_cast<uint16_t*>(w.data)[e] = f32_to_fp16(x);
+      static_cast<uint16_t*>(w.data)[e - w.first] = f32_to_fp16(x);
       return;
     case DType::BF16:
-      static_cast<uint16_t*>(w.data)[e] = f32_to_bf16(x);
+      static_cast<uint16_t*>(w.data)[e - w.first] = f32_to_bf16(x);
       return;
     case DType::BF16T8: {
       const Split24 s = split24(f32_to_u24_nearest(x));
-      static_cast<uint16_t*>(w.data)[e] = s.hi;
-      w.tail[e] = s.tail;
+      static_cast<uint16_t*>(w.data)[e - w.first] = s.hi;
+      w.tail[e - w.first] = s.tail;
       return;
     }
+    case DType::NF4:
+    case DType::I8:
+      return;
   }
 }
 

@@ -21,7 +21,7 @@ SMEZO_HD float masked_noise_at(const TensorDirection& d, int64_t e, float w) {
 // from zero, so rounding the 24-bit value once more would not give the same.
 SMEZO_HD float plain_operand_at(const WeightView& w, int64_t e, Compute compute) {
   if (compute == Compute::bf16 && (w.dtype == DType::BF16T8 || w.dtype == DType::BF16))
-    return bf16_to_f32(static_cast<const uint16_t*>(w.data)[e]);
+    return bf16_to_f32(static_cast<const uint16_t*>(w.data)[e - w.first]);
   const float value = decode_at(w, e);
   return compute == Compute::bf16 ? round_bf16(value) : value;
 }

@@ -18,7 +18,7 @@ void produce(const OperandJob& j, int64_t row0, int64_t n_rows, void* plus, void
 
 void apply_update(const UpdateJob& j, int64_t row0, int64_t n_rows) {
   check<ArgumentError>(
-      j.w.writable && j.w.dtype != DType::F16, "update",
+      j.w.writable && holds_trained(j.w.dtype), "update",
       "tensor " + std::to_string(j.w.tensor_id) + " is " + dtype_name(j.w.dtype) +
           (j.w.writable ? "" : " of the base") +
           ", expected a working copy in F32, BF16 or BF16T8; a record was sent to a frozen tensor");

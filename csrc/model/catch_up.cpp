@@ -11,7 +11,7 @@ void catch_up_rows(const WeightView& w, const TensorMethod& method, uint64_t run
                    int64_t n_rows) {
   // The kernels cannot throw (no shared symbols in an instruction set's object), so what they would ignore is
   // refused here.
-  check<ArgumentError>(w.writable && w.dtype != DType::F16, "record",
+  check<ArgumentError>(w.writable && holds_trained(w.dtype), "record",
                        "tensor " + std::to_string(w.tensor_id) +
                            " is not a working copy, expected one; the base is never written");
   for (const PendingRecord& r : records) {

@@ -192,7 +192,9 @@ void Resident::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
 
 std::unique_ptr<Store> Store::open(const std::string& folder, const std::vector<TensorRequest>& requests,
                                    DType values, ThreadPool& pool) {
-  check<ArgumentError>(values != DType::F16, "store", "working copies in F16, expected F32, BF16 or BF16T8");
+  check<ArgumentError>(
+      holds_trained(values), "store",
+      std::string("working copies in ") + dtype_name(values) + ", expected F32, BF16 or BF16T8");
   auto out = std::make_unique<Resident>(folder, requests);
   out->check_names();
   out->find_tensors();

@@ -67,7 +67,7 @@ SMEZO_VEC U16 plain_high(const void* data, int64_t e, F16 w, Lanes lanes) {
   return bf16_high(w);
 }
 
-// A piece of one row: stored elements [e, e + n) with their noise, to plus[0..n) and minus[0..n).
+// A piece of one row: n elements from data[e] on with their noise, to plus[0..n) and minus[0..n).
 struct Piece {
   const void* data;
   const int8_t* tail;
@@ -173,6 +173,9 @@ static MakeOperands operands_for(const OperandJob& job) {
       return operands_for<DType::BF16, strip>(job);
     case DType::BF16T8:
       return operands_for<DType::BF16T8, strip>(job);
+    case DType::NF4:
+    case DType::I8:
+      break;
   }
   return nullptr;
 }
@@ -224,7 +227,7 @@ static void produce_rows(const OperandJob& job, int64_t ld, int64_t row0, int64_
     const int64_t begin = static_cast<int64_t>(e - window_of(e));
     for (int64_t done = 0; done < n;) {
       const int64_t piece = cols - col < n - done ? cols - col : n - done;
-      make({job.w.data, job.w.tail, static_cast<int64_t>(e) + done, piece, z + begin + done,
+      make({job.w.data, job.w.tail, static_cast<int64_t>(e) + done - job.w.first, piece, z + begin + done,
             bits + begin + done, job.eps, job.dir.mask.h, at(plus, row, col), at(minus, row, col)});
       done += piece;
       col += piece;
@@ -241,7 +244,7 @@ static void produce_rows(const OperandJob& job, int64_t ld, int64_t row0, int64_
 template <DType dtype>
 static void decode_as(const WeightView& w, int64_t e0, int64_t n, float* out) {
   for_lanes(0, n, [&](int64_t i, auto lanes) {
-    put<Strip::f32>(out, i, as_u(decode_lanes<dtype>(w.data, w.tail, e0 + i, lanes)), lanes);
+    put<Strip::f32>(out, i, as_u(decode_lanes<dtype>(w.data, w.tail, e0 - w.first + i, lanes)), lanes);
   });
 }
 
@@ -255,5 +258,8 @@ static void decode_range(const WeightView& w, int64_t e0, int64_t n, float* out)
       return decode_as<DType::BF16>(w, e0, n, out);
     case DType::BF16T8:
       return decode_as<DType::BF16T8>(w, e0, n, out);
+    case DType::NF4:
+    case DType::I8:
+      break;
   }
 }

@@ -3,7 +3,7 @@
 // queries go through a buffer. Included after producer.inl inside the namespace of an instruction set.
 #pragma once
 
-// A piece of a window: stored elements [e, e + n); the buffers point at the entry of e.
+// A piece of a window: n elements from data[e] on; the buffers point at the entry of e.
 struct UpdatePiece {
   int64_t e, n;
   const float* z;             // of the last query
@@ -90,7 +90,8 @@ static void update_as(const UpdateJob& job, int64_t row0, int64_t n_rows) {
   rounding.query = 0;
   for_windows(static_cast<uint64_t>(row0 * job.w.cols), n_rows * job.w.cols, [&](uint64_t e, int64_t n) {
     const int64_t at = static_cast<int64_t>(e - window_of(e));
-    const UpdatePiece p{static_cast<int64_t>(e), n, z + at, random + at, mask_bits + at, w + at};
+    const UpdatePiece p{
+        static_cast<int64_t>(e) - job.w.first, n, z + at, random + at, mask_bits + at, w + at};
     if (job.n_queries > 1) start_update<dtype>(job, p);
     for (int q = 0; q < job.n_queries; ++q) {
       direction.query = static_cast<uint32_t>(q);
@@ -113,6 +114,8 @@ static void update_rows(const UpdateJob& job, int64_t row0, int64_t n_rows) {
     case DType::BF16T8:
       return update_as<DType::BF16T8>(job, row0, n_rows);
     case DType::F16:
+    case DType::NF4:
+    case DType::I8:
       return;  // never trains: refused before it comes here
   }
 }
