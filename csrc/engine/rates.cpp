@@ -63,7 +63,8 @@ Rates measure_rates(const Kernels& kernels, ThreadPool& pool, double seconds) {
     l.minus = buffer<char>(strip_bytes);
     l.packed = buffer<char>(kernels.packed_bytes(Compute::bf16, kCols, kTokens / kLanes));
     std::fill_n(l.hi.get(), kRows * kCols, uint16_t{0x3c00});
-    l.w = {l.hi.get(), l.tail.get(), DType::BF16T8, kRows, kCols, 0, true};
+    l.w.data = l.hi.get(), l.w.tail = l.tail.get();
+    l.w.dtype = DType::BF16T8, l.w.rows = kRows, l.w.cols = kCols, l.w.writable = true;
   }
   TensorMethod method;
   method.trained = true;

@@ -95,6 +95,9 @@ void File::read(void* to, int64_t n_bytes, int64_t offset) const {
   }
 }
 
+void File::will_need(int64_t offset, int64_t n_bytes) const { fs_->will_need(handle_, offset, n_bytes); }
+void File::drop_cache(int64_t offset, int64_t n_bytes) const { fs_->drop_cache(handle_, offset, n_bytes); }
+
 void File::write(const void* from, int64_t n_bytes, int64_t offset) {
   const auto* p = static_cast<const uint8_t*>(from);
   for (int64_t done = 0; done < n_bytes;) {

@@ -14,6 +14,7 @@ enum class Open : uint8_t {
   edit,    // must exist; read and write
   create,  // must not exist; read and write
   lock,    // read and write, made if it is not there
+  direct,  // must exist; read past the page cache, in aligned pieces; -EINVAL where the file system cannot
 };
 
 // Thin: each call does one system call and returns its value or -errno. Loops and messages are File's.
@@ -33,6 +34,9 @@ class FileSystem {
   virtual int map(int handle, int64_t n_bytes, const uint8_t** at) = 0;
   virtual void unmap(const uint8_t* at, int64_t n_bytes) = 0;
   virtual void dont_need(const uint8_t* at, int64_t n_bytes) = 0;
+  // Hints about the page cache: a range will be read soon, or will not be read again.
+  virtual void will_need(int /*handle*/, int64_t /*offset*/, int64_t /*n_bytes*/) {}
+  virtual void drop_cache(int /*handle*/, int64_t /*offset*/, int64_t /*n_bytes*/) {}
   virtual int rename(const std::string& from, const std::string& to) = 0;
   virtual int remove(const std::string& path) = 0;
   virtual int make_folder(const std::string& path) = 0;
@@ -66,11 +70,14 @@ class File {
   // proves nothing.
   void sync();
   void truncate(int64_t n_bytes);
+  void will_need(int64_t offset, int64_t n_bytes) const;
+  void drop_cache(int64_t offset, int64_t n_bytes) const;
   bool try_lock();  // false: another handle has it
   const std::string& path() const { return path_; }
 
  private:
   friend class Map;
+  friend class UncachedFile;
   File() = default;
   void close_now() noexcept;
   std::string path_;

@@ -37,6 +37,13 @@ class PosixFileSystem final : public FileSystem {
       case Open::lock:
         flags |= O_RDWR | O_CREAT;
         break;
+      case Open::direct:
+#if defined(O_DIRECT)
+        flags |= O_RDONLY | O_DIRECT;
+        break;
+#else
+        return -EINVAL;
+#endif
     }
     const int handle = result(::open(path.c_str(), flags, 0666));
     if (handle < 0) return handle;
@@ -82,6 +89,12 @@ class PosixFileSystem final : public FileSystem {
   void dont_need(const uint8_t* at, int64_t n_bytes) override {
     madvise(const_cast<uint8_t*>(at), static_cast<size_t>(n_bytes), MADV_DONTNEED);
   }
+  void will_need(int handle, int64_t offset, int64_t n_bytes) override {
+    advise(handle, offset, n_bytes, true);
+  }
+  void drop_cache(int handle, int64_t offset, int64_t n_bytes) override {
+    advise(handle, offset, n_bytes, false);
+  }
   int rename(const std::string& from, const std::string& to) override {
     return result(::rename(from.c_str(), to.c_str()));
   }
@@ -115,6 +128,13 @@ class PosixFileSystem final : public FileSystem {
     struct statvfs st;
     if (statvfs(folder.c_str(), &st) < 0) return -errno;
     return static_cast<int64_t>(st.f_bavail) * static_cast<int64_t>(st.f_frsize);
+  }
+
+ private:
+  static void advise(int handle, int64_t offset, int64_t n_bytes, bool need) {
+#if defined(POSIX_FADV_DONTNEED)
+    posix_fadvise(handle, offset, n_bytes, need ? POSIX_FADV_WILLNEED : POSIX_FADV_DONTNEED);
+#endif
   }
 };
 

@@ -32,9 +32,12 @@ const char* plane_of(DType d) {
     case DType::BF16T8:
       return "BF16";
     case DType::F16:
+    case DType::NF4:
+    case DType::I8:
       break;
   }
-  fail<ArgumentError>("state", "trained values in F16, expected F32, BF16 or BF16T8");
+  fail<ArgumentError>("state",
+                      std::string("trained values in ") + dtype_name(d) + ", expected F32, BF16 or BF16T8");
 }
 
 std::string hex8(uint32_t v) {

@@ -112,26 +112,27 @@ int64_t Weights::embed_bytes(int64_t d) const {
   return 2 * align_up(kLanes * operand_row_bytes(Compute::f32, d), kStripAlign);
 }
 
-OperandJob Weights::job_for(int64_t id, const BranchGroup& g, OperandMode mode, Compute compute) const {
+OperandJob Weights::job_for(const WeightView& w, const BranchGroup& g, OperandMode mode,
+                            Compute compute) const {
   OperandJob job;
-  job.w = store_.weight(static_cast<uint32_t>(id));
+  job.w = w;
   job.mode = mode;
   job.compute = compute;
   job.eps = g.eps;
   if (g.eps > 0) {
-    job.dir = direction_of((*context_.methods)[static_cast<size_t>(id)], static_cast<uint32_t>(id),
-                           context_.run_seed, context_.step, static_cast<uint32_t>(g.query));
+    job.dir = direction_of((*context_.methods)[w.tensor_id], w.tensor_id, context_.run_seed, context_.step,
+                           static_cast<uint32_t>(g.query));
   }
   return job;
 }
 
-void Weights::make(const OperandJob& job, const StripRows& rows, int64_t ld_bytes, char* plus,
-                   char* minus) const {
+void Weights::make(OperandJob job, const StripRows& rows, int64_t ld_bytes, char* plus, char* minus) const {
   if (rows.list == nullptr) {
     kernels_.produce(job, rows.row0, rows.n, plus, minus);
     return;
   }
   for (int64_t i = 0; i < rows.n; ++i) {
+    job.w = rows.views->at(rows.list[i]);
     kernels_.produce(job, rows.list[i], 1, plus ? plus + i * ld_bytes : nullptr,
                      minus ? minus + i * ld_bytes : nullptr);
   }
@@ -169,7 +170,7 @@ void Weights::load_vectors(const std::vector<int64_t>& ids) {
         return reinterpret_cast<float*>(
             align_up(static_cast<int64_t>(reinterpret_cast<intptr_t>(v.data())), kStripAlign));
       };
-      kernels_.produce(job_for(id, g, OperandMode::nearest, Compute::f32), 0, 1, aligned(plus),
+      kernels_.produce(job_for(w, g, OperandMode::nearest, Compute::f32), 0, 1, aligned(plus),
                        aligned(minus));
       if (g.plus >= 0) std::copy_n(aligned(plus), w.cols, values[static_cast<size_t>(g.plus)].data());
       if (g.minus >= 0) std::copy_n(aligned(minus), w.cols, values[static_cast<size_t>(g.minus)].data());
@@ -182,10 +183,15 @@ const float* Weights::vector(int64_t id, int branch) const {
   return values[values.size() == 1 ? 0 : static_cast<size_t>(branch)].data();
 }
 
-void Weights::embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column,
+RowViews Weights::rows(int64_t id, std::vector<int32_t> list) const {
+  std::sort(list.begin(), list.end());
+  list.erase(std::unique(list.begin(), list.end()), list.end());
+  return store_.rows(static_cast<uint32_t>(id), list);
+}
+
+void Weights::embed(int64_t id, const RowViews& views, const int32_t* tokens, int64_t n, int64_t column,
                     const std::vector<float*>& out, int64_t ld, void* scratch) const {
-  const WeightView w = store_.weight(static_cast<uint32_t>(id));
-  const int64_t d = w.cols, row_floats = kernels_.operand_ld(Compute::f32, d);
+  const int64_t d = views.at(tokens[0]).cols, row_floats = kernels_.operand_ld(Compute::f32, d);
   float* const plus = static_cast<float*>(scratch);
   float* const minus = plus + kLanes * row_floats;
   const auto scatter = [&](const float* rows, int branch) {
@@ -196,12 +202,13 @@ void Weights::embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column
   };
   for (const BranchGroup& g : groups(id)) {
     if (g.eps == 0) {
-      for (int64_t t = 0; t < n; ++t) kernels_.decode(w, tokens[t] * d, d, plus + t * row_floats);
+      for (int64_t t = 0; t < n; ++t)
+        kernels_.decode(views.at(tokens[t]), tokens[t] * d, d, plus + t * row_floats);
       for (const int b : g.branches) scatter(plus, b);
       continue;
     }
-    const StripRows rows{0, n, tokens};
-    make(job_for(id, g, OperandMode::nearest, Compute::f32), rows,
+    const StripRows rows{nullptr, &views, 0, n, tokens};
+    make(job_for(rows.any(), g, OperandMode::nearest, Compute::f32), rows,
          row_floats * static_cast<int64_t>(sizeof(float)), reinterpret_cast<char*>(plus),
          reinterpret_cast<char*>(minus));
     if (g.plus >= 0) scatter(plus, g.plus);
@@ -213,8 +220,8 @@ Weights::Operands Weights::operands_at(char* scratch, int64_t k) const {
   return {scratch, scratch + strip_bytes(k) / 2};
 }
 
-void Weights::make_group(int64_t id, const BranchGroup& g, const StripRows& rows, const Operands& to) const {
-  const OperandJob job = job_for(id, g, context_.mode, context_.compute);
+void Weights::make_group(const BranchGroup& g, const StripRows& rows, const Operands& to) const {
+  const OperandJob job = job_for(rows.any(), g, context_.mode, context_.compute);
   const bool split = g.eps > 0 && context_.mode == OperandMode::split;
   make(job, rows, operand_row_bytes(context_.compute, job.w.cols),
        g.eps == 0 || split || g.plus >= 0 ? to.plus : nullptr,
@@ -246,10 +253,10 @@ void Weights::add_bias(int64_t bias, int branch, int64_t row0, int64_t n, int64_
 void Weights::multiply_strip(int64_t id, const StripRows& rows, const std::vector<void*>& packed,
                              int64_t n_panels, const std::vector<float*>& out, int64_t ld, Epilogue epilogue,
                              char* scratch) const {
-  const int64_t k = store_.weight(static_cast<uint32_t>(id)).cols;
+  const int64_t k = rows.any().cols;
   const Operands operands = operands_at(scratch, k);
   for (const BranchGroup& g : groups(id)) {
-    make_group(id, g, rows, operands);
+    make_group(g, rows, operands);
     for (const int b : g.branches) {
       const size_t i = static_cast<size_t>(b);
       product(g, b, operands, rows.n, k, packed[i], n_panels, epilogue, out[i], ld);
@@ -257,10 +264,32 @@ void Weights::multiply_strip(int64_t id, const StripRows& rows, const std::vecto
   }
 }
 
-Weights::Visit Weights::begin_visit(int64_t id) const {
-  const uint32_t tensor = static_cast<uint32_t>(id);
-  Visit v{id, store_.weight(tensor), {}};
-  if (trained(id) && context_.pending) v.records = context_.pending(tensor);
+std::vector<Unit> Weights::units_of(const std::vector<int64_t>& tensors) const {
+  std::vector<Unit> out;
+  for (const int64_t id : tensors) {
+    const uint32_t tensor = static_cast<uint32_t>(id);
+    const int64_t rows = store_.request(tensor).rows, step = store_.unit_rows(tensor);
+    for (int64_t row0 = 0; row0 < rows; row0 += step)
+      out.push_back({tensor, row0, std::min(step, rows - row0)});
+  }
+  return out;
+}
+
+std::vector<Unit> Weights::units_of_gated(int64_t gate, int64_t up) const {
+  const uint32_t ids[2] = {static_cast<uint32_t>(gate), static_cast<uint32_t>(up)};
+  const int64_t rows = store_.request(ids[0]).rows;
+  // Both begin at the same rows; a working copy beside a streamed weight is cut as the other is.
+  const int64_t step = std::min(store_.unit_rows(ids[0]), store_.unit_rows(ids[1]));
+  std::vector<Unit> out;
+  for (int64_t row0 = 0; row0 < rows; row0 += step) {
+    for (const uint32_t id : ids) out.push_back({id, row0, std::min(step, rows - row0)});
+  }
+  return out;
+}
+
+Weights::Visit Weights::begin_visit(const Unit& unit) const {
+  Visit v{unit.tensor_id, unit, store_.acquire(unit), {}};
+  if (trained(v.id) && context_.pending) v.records = context_.pending(unit.tensor_id);
   return v;
 }
 
@@ -271,40 +300,74 @@ void Weights::catch_up_strip(const Visit& v, int64_t row0, int64_t n) const {
 }
 
 void Weights::end_visit(const Visit& v) const {
-  if (!v.records.empty()) context_.caught_up(static_cast<uint32_t>(v.id));
+  const bool last = v.unit.row0 + v.unit.n_rows == v.w.rows;
+  if (last && !v.records.empty()) context_.caught_up(v.unit.tensor_id);
+  store_.release(v.unit);
+}
+
+void Weights::for_units(int64_t id, const std::function<void(const Unit&, const WeightView&)>& body) {
+  for (const Unit& unit : units_of({id})) {
+    const Visit v = begin_visit(unit);
+    body(unit, v.w);
+    end_visit(v);
+  }
 }
 
 void Weights::multiply(const std::vector<LinearPart>& parts, int64_t k, const std::vector<void*>& packed,
                        int64_t n_panels, int64_t ld, Epilogue epilogue, const std::vector<char*>& scratch) {
-  std::vector<Visit> visits;
-  std::vector<int64_t> rows;
+  std::vector<std::pair<const LinearPart*, Unit>> todo;
   for (const LinearPart& p : parts) {
-    visits.push_back(begin_visit(p.weight));
-    rows.push_back(visits.back().w.rows);
+    for (const Unit& unit : units_of({p.weight})) todo.emplace_back(&p, unit);
   }
-  const std::vector<Strip> strips = cut_strips(rows, strip_rows(k), context_.pool->size());
-  context_.pool->run(static_cast<int64_t>(strips.size()), [&](int64_t item, int thread) {
-    const Strip& s = strips[static_cast<size_t>(item)];
-    const LinearPart& p = parts[s.part];
-    catch_up_strip(visits[s.part], s.row0, s.n);
-    std::vector<float*> out(p.out);
-    for (float*& o : out) o += s.row0 * ld;
-    multiply_strip(p.weight, {s.row0, s.n, nullptr}, packed, n_panels, out, ld, epilogue,
-                   scratch[static_cast<size_t>(thread)]);
-    for (int b = 0; b < n_branches(); ++b)
-      add_bias(p.bias, b, s.row0, s.n, n_panels, out[static_cast<size_t>(b)], ld);
-  });
-  for (const Visit& v : visits) end_visit(v);
+  for (size_t next = 0; next < todo.size();) {
+    // One parallel region over as many units as may be held.
+    const size_t first = next;
+    std::vector<Visit> visits;
+    std::vector<int64_t> rows;
+    for (int64_t held = 0; next < todo.size(); ++next) {
+      held += store_.unit_bytes(todo[next].second);
+      if (next > first && held > store_.hold_bytes()) break;
+      visits.push_back(begin_visit(todo[next].second));
+      rows.push_back(todo[next].second.n_rows);
+    }
+    const std::vector<Strip> strips = cut_strips(rows, strip_rows(k), context_.pool->size());
+    context_.pool->run(static_cast<int64_t>(strips.size()), [&](int64_t item, int thread) {
+      const Strip& s = strips[static_cast<size_t>(item)];
+      const LinearPart& p = *todo[first + s.part].first;
+      const Visit& v = visits[s.part];
+      const int64_t row0 = v.unit.row0 + s.row0;
+      catch_up_strip(v, row0, s.n);
+      std::vector<float*> out(p.out);
+      for (float*& o : out) o += row0 * ld;
+      multiply_strip(p.weight, {&v.w, nullptr, row0, s.n, nullptr}, packed, n_panels, out, ld, epilogue,
+                     scratch[static_cast<size_t>(thread)]);
+      for (int b = 0; b < n_branches(); ++b)
+        add_bias(p.bias, b, row0, s.n, n_panels, out[static_cast<size_t>(b)], ld);
+    });
+    for (const Visit& v : visits) end_visit(v);
+  }
 }
 
 void Weights::multiply_gated(const GatedPart& part, int64_t k, const std::vector<void*>& packed,
                              int64_t n_panels, const std::vector<void*>& h,
                              const std::vector<char*>& scratch) {
-  const Visit gate = begin_visit(part.gate), up = begin_visit(part.up);
+  const std::vector<Unit> units = units_of_gated(part.gate, part.up);
+  for (size_t i = 0; i < units.size(); i += 2) {
+    const Visit gate = begin_visit(units[i]), up = begin_visit(units[i + 1]);
+    multiply_gated_unit(part, gate, up, k, packed, n_panels, h, scratch);
+    end_visit(gate);
+    end_visit(up);
+  }
+}
+
+void Weights::multiply_gated_unit(const GatedPart& part, const Visit& gate, const Visit& up, int64_t k,
+                                  const std::vector<void*>& packed, int64_t n_panels,
+                                  const std::vector<void*>& h, const std::vector<char*>& scratch) const {
   const int64_t n_features = gate.w.rows, n_blocks = (n_panels + kGatedPanels - 1) / kGatedPanels;
-  const std::vector<Strip> strips = cut_strips({n_features}, strip_rows(k), context_.pool->size());
+  const std::vector<Strip> strips = cut_strips({gate.unit.n_rows}, strip_rows(k), context_.pool->size());
   context_.pool->run(static_cast<int64_t>(strips.size()), [&](int64_t item, int thread) {
-    const Strip& s = strips[static_cast<size_t>(item)];
+    Strip s = strips[static_cast<size_t>(item)];
+    s.row0 += gate.unit.row0;
     catch_up_strip(gate, s.row0, s.n);
     catch_up_strip(up, s.row0, s.n);
     char* const mine = scratch[static_cast<size_t>(thread)];
@@ -313,8 +376,8 @@ void Weights::multiply_gated(const GatedPart& part, int64_t k, const std::vector
     float* const up_sums = gate_sums + strip_rows(k) * kGatedLd;
     for (const BranchGroup& g : groups(trained(part.gate) ? part.gate : part.up)) {
       const BranchGroup &gate_group = own_group(part.gate, g), &up_group = own_group(part.up, g);
-      make_group(part.gate, gate_group, {s.row0, s.n, nullptr}, gate_operands);
-      make_group(part.up, up_group, {s.row0, s.n, nullptr}, up_operands);
+      make_group(gate_group, {&gate.w, nullptr, s.row0, s.n, nullptr}, gate_operands);
+      make_group(up_group, {&up.w, nullptr, s.row0, s.n, nullptr}, up_operands);
       for (int64_t block = 0; block < n_blocks; ++block) {
         const int64_t p0 = block * n_panels / n_blocks, np = (block + 1) * n_panels / n_blocks - p0;
         for (const int b : g.branches) {
@@ -331,8 +394,6 @@ void Weights::multiply_gated(const GatedPart& part, int64_t k, const std::vector
       }
     }
   });
-  end_visit(gate);
-  end_visit(up);
 }
 
 }  // namespace smezo

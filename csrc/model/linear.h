@@ -3,6 +3,7 @@
 // every branch multiplies its own (DESIGN section 5).
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "model/layout.h"
@@ -22,11 +23,14 @@ struct BranchGroup {
 // non-finite eps, no branch.
 std::vector<BranchGroup> group_branches(const std::vector<Branch>& branches);
 
-// Row numbers of a strip: a range, or a list (candidates).
+// Rows of a strip: a range of a unit, or a list (candidates, tokens).
 struct StripRows {
+  const WeightView* w = nullptr;    // range
+  const RowViews* views = nullptr;  // list
   int64_t row0 = 0;
   int64_t n = 0;
   const int32_t* list = nullptr;
+  const WeightView& any() const { return list ? views->at(list[0]) : *w; }
 };
 
 // One product of a region: out[b] (+)= W_b X_b, with the bias added where there is one.
@@ -63,10 +67,17 @@ class Weights {
   // Every row of a tensor gets its pending records. For tensors of which only some rows are read.
   void catch_up(int64_t id);
 
+  // The units in which `multiply` and `multiply_gated` visit their tensors, in that order: what the store's
+  // pass must announce.
+  std::vector<Unit> units_of(const std::vector<int64_t>& tensors) const;
+  std::vector<Unit> units_of_gated(int64_t gate, int64_t up) const;
+  // Views of some rows (repeats and any order allowed).
+  RowViews rows(int64_t id, std::vector<int32_t> list) const;
+
   // Sixteen rows of the embedding, w + sign eps m z in fp32 (not rounded to bf16), written as columns
   // [column, column + n) of out[b] [d][ld]. `scratch`: embed_bytes.
-  void embed(int64_t id, const int32_t* tokens, int64_t n, int64_t column, const std::vector<float*>& out,
-             int64_t ld, void* scratch) const;
+  void embed(int64_t id, const RowViews& rows, const int32_t* tokens, int64_t n, int64_t column,
+             const std::vector<float*>& out, int64_t ld, void* scratch) const;
 
   // All parts read the same packed activations (one a branch) of k features and n_panels panels. One parallel
   // region over row strips of all parts; pending records are applied on the way. `scratch(thread)`:
@@ -80,21 +91,28 @@ class Weights {
   void multiply_gated(const GatedPart& part, int64_t k, const std::vector<void*>& packed, int64_t n_panels,
                       const std::vector<void*>& h, const std::vector<char*>& scratch);
 
+  // body(view of the unit) for every unit of a tensor that was caught up.
+  void for_units(int64_t id, const std::function<void(const Unit&, const WeightView&)>& body);
+
   // One strip on the calling thread: out[b] [rows.n][ld]. The tensor must have been caught up.
   void multiply_strip(int64_t id, const StripRows& rows, const std::vector<void*>& packed, int64_t n_panels,
                       const std::vector<float*>& out, int64_t ld, Epilogue epilogue, char* scratch) const;
 
  private:
-  // A tensor in a parallel region, with the records its strips get on the way.
+  // A unit in a parallel region, with the records its strips get on the way.
   struct Visit {
     int64_t id;
+    Unit unit;
     WeightView w;
     std::vector<PendingRecord> records;  // a copy: asking for the next tensor's may move them
   };
   struct Operands {
     char *plus, *minus;
   };
-  Visit begin_visit(int64_t id) const;
+  Visit begin_visit(const Unit& unit) const;
+  void multiply_gated_unit(const GatedPart& part, const Visit& gate, const Visit& up, int64_t k,
+                           const std::vector<void*>& packed, int64_t n_panels, const std::vector<void*>& h,
+                           const std::vector<char*>& scratch) const;
   void catch_up_strip(const Visit& v, int64_t row0, int64_t n) const;
   void end_visit(const Visit& v) const;
 
@@ -107,14 +125,14 @@ class Weights {
   const BranchGroup& own_group(int64_t id, const BranchGroup& g) const {
     return trained(id) ? g : plain_groups_[0];
   }
-  OperandJob job_for(int64_t id, const BranchGroup& g, OperandMode mode, Compute compute) const;
+  OperandJob job_for(const WeightView& w, const BranchGroup& g, OperandMode mode, Compute compute) const;
   Operands operands_at(char* scratch, int64_t k) const;
-  void make_group(int64_t id, const BranchGroup& g, const StripRows& rows, const Operands& to) const;
+  void make_group(const BranchGroup& g, const StripRows& rows, const Operands& to) const;
   void product(const BranchGroup& g, int branch, const Operands& operands, int64_t n_rows, int64_t k,
                const void* packed, int64_t n_panels, Epilogue epilogue, float* out, int64_t ld) const;
   void add_bias(int64_t bias, int branch, int64_t row0, int64_t n, int64_t n_panels, float* out,
                 int64_t ld) const;
-  void make(const OperandJob& job, const StripRows& rows, int64_t ld_bytes, char* plus, char* minus) const;
+  void make(OperandJob job, const StripRows& rows, int64_t ld_bytes, char* plus, char* minus) const;
   int64_t operand_row_bytes(Compute compute, int64_t k) const;
 
   const VisitContext& context_;

@@ -15,6 +15,7 @@ struct Model::Impl {
 
   void fill_rope(const Batch& batch, Workspace& w);
   void embed(Forward& f);
+  std::vector<Unit> pass_of(const Weights& weights, bool whole_head) const;
 
   ModelConfig config;
   Store& store;
@@ -34,11 +35,25 @@ void Model::Impl::fill_rope(const Batch& batch, Workspace& w) {
 void Model::Impl::embed(Forward& f) {
   f.weights.catch_up(tensors.embedding);
   const int64_t n_tokens = f.work.n_tokens;
+  const RowViews rows = f.weights.rows(tensors.embedding, f.batch.tokens);
   f.context.pool->run(panels_of(n_tokens), [&](int64_t panel, int thread) {
     const int64_t t0 = panel * kLanes, n = std::min(kLanes, n_tokens - t0);
-    f.weights.embed(tensors.embedding, f.batch.tokens.data() + t0, n, t0, f.work.x, f.work.ld,
+    f.weights.embed(tensors.embedding, rows, f.batch.tokens.data() + t0, n, t0, f.work.x, f.work.ld,
                     f.work.strip[static_cast<size_t>(thread)]);
   });
+}
+
+// Every unit of a forward, in the order of its visits.
+std::vector<Unit> Model::Impl::pass_of(const Weights& weights, bool whole_head) const {
+  std::vector<Unit> out;
+  const auto add = [&](const std::vector<Unit>& units) { out.insert(out.end(), units.begin(), units.end()); };
+  for (const LayerTensors& l : tensors.layers) {
+    add(weights.units_of({l.q, l.k, l.v, l.o}));
+    add(weights.units_of_gated(l.gate, l.up));
+    add(weights.units_of({l.down}));
+  }
+  if (whole_head) add(weights.units_of({tensors.head}));
+  return out;
 }
 
 Model::Model(const ModelConfig& config, Store& store) : impl_(std::make_unique<Impl>(config, store)) {
@@ -67,6 +82,8 @@ ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bo
   Weights weights(context, impl_->store);
   Workspace work = plan_workspace(impl_->arena, impl_->config, batch, context, weights);
   Forward f{impl_->config, context, batch, weights, work, times};
+  const bool whole_head = want_logits || batch.task != Task::choice_candidates;
+  impl_->store.begin_pass(impl_->pass_of(weights, whole_head));
   weights.load_vectors(impl_->tensors.vectors);
   impl_->fill_rope(batch, work);
   times.spent(Part::other);
@@ -79,7 +96,7 @@ ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bo
   result.values = run_head(f, impl_->tensors, want_logits);
   // Of the vocabulary only the batch's tokens and the candidates were read: its mapped pages need not stay
   // resident.
-  if (batch.task == Task::choice_candidates && !want_logits) {
+  if (!whole_head) {
     impl_->store.rest(static_cast<uint32_t>(impl_->tensors.embedding));
     impl_->store.rest(static_cast<uint32_t>(impl_->tensors.head));
   }

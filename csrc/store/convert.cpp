@@ -3,66 +3,65 @@
 
 #include <cstring>
 
-#include "format/half.h"
-#include "format/split24.h"
+#include "format/codec.h"
 
 namespace smezo {
 namespace {
 
 template <class T>
-T at(const uint8_t* from, int64_t i) {
+T at(const WeightView& w, int64_t e) {
   T v;
-  std::memcpy(&v, from + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  std::memcpy(&v, static_cast<const uint8_t*>(w.data) + (e - w.first) * static_cast<int64_t>(sizeof(T)),
+              sizeof(T));
   return v;
 }
 
-template <class Read>
-void write_all(const Read& read, int64_t n, const WeightView& to, int64_t e0) {
-  if (to.dtype == DType::F32) {
-    float* const out = static_cast<float*>(to.data) + e0;
-    for (int64_t i = 0; i < n; ++i) out[i] = read(i);
-    return;
-  }
-  uint16_t* const out = static_cast<uint16_t*>(to.data) + e0;
-  if (to.dtype == DType::BF16) {
-    for (int64_t i = 0; i < n; ++i) out[i] = f32_to_bf16(read(i));
-  } else if (to.dtype == DType::F16) {
-    for (int64_t i = 0; i < n; ++i) out[i] = f32_to_fp16(read(i));
-  } else {
-    for (int64_t i = 0; i < n; ++i) {
-      const Split24 s = split24(f32_to_u24_nearest(read(i)));
-      out[i] = s.hi;
-      to.tail[e0 + i] = s.tail;
-    }
+// body(e, value) over [e0, e0 + n), the switch on dtype outside the loop.
+template <class Body>
+void for_values(const WeightView& w, int64_t e0, int64_t n, const Body& body) {
+  const int64_t end = e0 + n;
+  switch (w.dtype) {
+    case DType::F32:
+      for (int64_t e = e0; e < end; ++e) body(e, at<float>(w, e));
+      return;
+    case DType::F16:
+      for (int64_t e = e0; e < end; ++e) body(e, fp16_to_f32(at<uint16_t>(w, e)));
+      return;
+    case DType::BF16:
+      for (int64_t e = e0; e < end; ++e) body(e, bf16_to_f32(at<uint16_t>(w, e)));
+      return;
+    case DType::NF4:
+      for (int64_t e = e0; e < end; ++e) body(e, nf4_at(w, e));
+      return;
+    case DType::I8:
+      for (int64_t e = e0; e < end; ++e) body(e, int8_at(w, e));
+      return;
+    case DType::BF16T8:
+      for (int64_t e = e0; e < end; ++e) body(e, decode_at(w, e));
+      return;
   }
 }
 
 }  // namespace
 
-void convert(const uint8_t* from, DType from_dtype, int64_t n, const WeightView& to, int64_t e0) {
-  const bool same = from_dtype == to.dtype || (from_dtype == DType::BF16 && to.dtype == DType::BF16T8);
-  if (same) {
-    const int64_t size = dtype_bytes(from_dtype);
-    std::memcpy(static_cast<uint8_t*>(to.data) + e0 * size, from, static_cast<size_t>(n * size));
-    if (to.dtype == DType::BF16T8) std::memset(to.tail + e0, 0, static_cast<size_t>(n));
-  } else if (from_dtype == DType::F32) {
-    write_all([&](int64_t i) { return at<float>(from, i); }, n, to, e0);
-  } else if (from_dtype == DType::BF16) {
-    write_all([&](int64_t i) { return bf16_to_f32(at<uint16_t>(from, i)); }, n, to, e0);
-  } else {
-    write_all([&](int64_t i) { return fp16_to_f32(at<uint16_t>(from, i)); }, n, to, e0);
+void convert(const WeightView& from, int64_t e0, int64_t n, const WeightView& to) {
+  if (from.dtype == to.dtype || (from.dtype == DType::BF16 && to.dtype == DType::BF16T8)) {
+    const int64_t size = dtype_bytes(from.dtype);
+    std::memcpy(static_cast<uint8_t*>(to.data) + (e0 - to.first) * size,
+                static_cast<const uint8_t*>(from.data) + (e0 - from.first) * size,
+                static_cast<size_t>(n * size));
+    if (to.dtype == DType::BF16T8) std::memset(to.tail + (e0 - to.first), 0, static_cast<size_t>(n));
+    return;
   }
+  for_values(from, e0, n, [&](int64_t e, float x) { encode_nearest_at(to, e, x); });
 }
 
-void read_as(const uint8_t* from, DType from_dtype, int64_t n, DType values, float* out) {
-  WeightView to;
-  to.data = out;
-  convert(from, from_dtype, n, to, 0);
-  if (values == DType::BF16) {
-    for (int64_t i = 0; i < n; ++i) out[i] = round_bf16(out[i]);
-  } else if (values == DType::BF16T8) {
-    for (int64_t i = 0; i < n; ++i) out[i] = u24_to_f32(f32_to_u24_nearest(out[i]));
-  }
+void read_as(const WeightView& from, int64_t e0, int64_t n, DType values, float* out) {
+  for_values(from, e0, n, [&](int64_t e, float x) {
+    out[e - e0] = values == DType::BF16     ? round_bf16(x)
+                  : values == DType::BF16T8 ? u24_to_f32(f32_to_u24_nearest(x))
+                                            : x;
+  });
 }
 
 }  // namespace smezo

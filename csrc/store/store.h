@@ -1,5 +1,6 @@
-// Where weights lie. For a model that fits in memory: the base mapped read-only, and working copies of the
-// tensors that train.
+// Where weights lie, and how a pass over the model gets at them. Two stores: the resident one maps the base
+// and holds everything at hand; the streamed one lives inside a byte budget and reads units ahead of their
+// use.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -8,40 +9,105 @@
 
 #include "base/threads.h"
 #include "base/view.h"
+#include "store/base.h"
 
 namespace smezo {
 
-struct TensorRequest {
-  std::string name;      // canonical Hugging Face name; its rank in the list is the tensor id
-  int64_t rows, cols;    // expected; vectors are rows = 1
-  bool trained = false;  // gets a working copy
+// Rows [row0, row0 + n_rows) of a tensor: what is fetched, leased and caught up.
+struct Unit {
+  uint32_t tensor_id;
+  int64_t row0, n_rows;
+};
+
+// Some rows of a tensor, each a view of its own where the tensor is not at hand whole.
+class RowViews {
+ public:
+  RowViews() = default;
+  explicit RowViews(const WeightView& whole) : whole_(whole) {}
+  RowViews(std::vector<int32_t> rows, std::vector<WeightView> views, std::vector<uint8_t> memory);
+  const WeightView& at(int32_t row) const;
+
+ private:
+  WeightView whole_;
+  std::vector<int32_t> rows_;  // increasing; empty: whole_ has them all
+  std::vector<WeightView> views_;
+  std::vector<uint8_t> memory_;
+};
+
+// What streaming did since the store was opened.
+struct Traffic {
+  int64_t bytes_read = 0;
+  double stall_s = 0;  // time a pass waited for a unit
+};
+
+struct StreamOptions {
+  int64_t ring_bytes = int64_t{32} << 20;
+  int64_t unit_bytes = int64_t{4} << 20;  // at most, but for a tensor whose least unit is larger
+  int n_readers = 2;                      // 0: nothing is read ahead
 };
 
 class Store {
  public:
-  // Opens <folder>/model.safetensors or its sharded index read-only. `requests` in tensor-id order. `values`:
-  // dtype of working copies. What is frozen is used in place, as stored. FormatError: a tensor is missing,
-  // has another shape, or a dtype that is not F32, F16, BF16. Tensors nobody asked for are ignored when they
-  // are known buffers (rotary inv_freq), else FormatError.
+  // Everything at hand: the base mapped read-only and used in place, working copies of dtype `values` for
+  // what trains. FormatError: see Base.
   static std::unique_ptr<Store> open(const std::string& folder, const std::vector<TensorRequest>& requests,
                                      DType values, ThreadPool& pool);
+  // The base stays on disk. Vectors and working copies are in memory, matrices that do not train are read by
+  // units into a ring each pass; as many as set_resident_bytes allows stay.
+  static std::unique_ptr<Store> open_streamed(const std::string& folder,
+                                              const std::vector<TensorRequest>& requests, DType values,
+                                              const StreamOptions& options, ThreadPool& pool);
   virtual ~Store() = default;
 
-  virtual int64_t n_tensors() const = 0;
-  virtual const TensorRequest& request(uint32_t tensor_id) const = 0;
-  virtual WeightView weight(uint32_t tensor_id) = 0;       // the working copy if trained, else the base
-  virtual WeightView base_weight(uint32_t tensor_id) = 0;  // the base as stored, never writable
+  const TensorRequest& request(uint32_t tensor_id) const { return requests_[tensor_id]; }
+  int64_t n_tensors() const { return static_cast<int64_t>(requests_.size()); }
+  DType base_dtype() const { return base_.dtype(); }  // the most common one of the base's matrices
+  const BaseTensor& base(uint32_t tensor_id) const { return base_.tensor(tensor_id); }
+  std::string fingerprint() const;  // 16 hex digits, see Base::hash
+  int64_t working_copy_bytes() const { return working_copy_bytes_; }
+
+  // The whole tensor: the working copy if trained, else the base. ArgumentError when it is not at hand whole.
+  virtual WeightView weight(uint32_t tensor_id) = 0;
   // Elements [e0, e0 + n) of a trained tensor as a fresh working copy would hold them (rounded to 24 bits
   // where values are BF16T8), fp32.
   virtual void base_values(uint32_t tensor_id, int64_t e0, int64_t n, float* out) = 0;
-  // A frozen tensor of which only a few rows were read: its pages leave this process's memory and come back
-  // when touched.
+
+  // The most rows of a unit of this tensor, and what a unit's first row is a multiple of.
+  virtual int64_t unit_rows(uint32_t tensor_id) const = 0;
+  // Bytes of units that may be held at a time without keeping the next ones from being read.
+  virtual int64_t hold_bytes() const = 0;
+  virtual int64_t unit_bytes(const Unit& unit) const = 0;
+  // Announces what will be acquired, in this order; reading begins. An earlier pass is given up.
+  virtual void begin_pass(std::vector<Unit> units) = 0;
+  // Waits for the next unit of the pass. IoError when it could not be read; the pass is then over. Row
+  // numbers of the view are the tensor's.
+  virtual WeightView acquire(const Unit& unit) = 0;
+  virtual void release(const Unit& unit) = 0;  // in the order acquired
+  // Rows by number, increasing, outside of a pass.
+  virtual RowViews rows(uint32_t tensor_id, const std::vector<int32_t>& rows) = 0;
+  // A frozen tensor of which only a few rows were read: its pages may leave this process's memory.
   virtual void rest(uint32_t tensor_id) = 0;
-  virtual DType base_dtype() const = 0;  // the most common dtype of the base's matrices
-  // Covers names, shapes, dtypes and content of every tensor asked for (16 hex digits of a content hash
-  // chain; see store.cpp).
-  virtual std::string fingerprint() = 0;
-  virtual int64_t working_copy_bytes() const = 0;
+  virtual Traffic traffic() const { return {}; }
+  // Bytes of units that may stay in memory from now on; what is above is let go of. Between passes.
+  virtual void set_resident_bytes(int64_t /*n_bytes*/) {}
+  virtual int64_t resident_bytes() const { return 0; }  // of units that stay
+
+ protected:
+  Store(const std::string& folder, std::vector<TensorRequest> requests, DType values);
+
+  struct Free {
+    void operator()(void* p) const;
+  };
+  using Block = std::unique_ptr<void, Free>;
+  // Memory for a copy of a tensor, aligned to a cache line; BudgetError.
+  WeightView allocate(uint32_t id, DType dtype);
+
+  std::vector<TensorRequest> requests_;
+  Base base_;
+  DType values_;
+  uint64_t fingerprint_ = 0;
+  std::vector<Block> memory_;  // [n_tensors], of those that have a copy
+  int64_t working_copy_bytes_ = 0;
 };
 
 }  // namespace smezo

@@ -1,0 +1,32 @@
+// Reading ranges of a file without filling the page cache, which a memory limit counts: O_DIRECT where the
+// file system can, else plain reads whose pages are dropped behind them.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "io/file.h"
+
+namespace smezo {
+
+class UncachedFile {
+ public:
+  static constexpr int64_t kAlign = 4096;
+  // Bytes of memory, aligned to kAlign, that reading n bytes at `offset` takes: the range widened to whole
+  // pages.
+  static int64_t room_for(int64_t offset, int64_t n_bytes);
+
+  explicit UncachedFile(const std::string& path);  // IoError
+  bool direct() const { return direct_; }
+  // Reads [offset, offset + n_bytes) somewhere into `to` (aligned, room_for bytes) and returns where it
+  // begins. IoError, also where the file ends first. Any thread.
+  uint8_t* read(int64_t offset, int64_t n_bytes, uint8_t* to) const;
+  // Single small ranges go through the page cache: tell all of them first, so that they are fetched at once.
+  void will_need(int64_t offset, int64_t n_bytes) const { plain_.will_need(offset, n_bytes); }
+  void read_small(int64_t offset, int64_t n_bytes, void* to) const;
+
+ private:
+  File plain_, file_;
+  bool direct_;
+};
+
+}  // namespace smezo

@@ -1,0 +1,55 @@
+// A ring of memory from which blocks are taken and given back in the same order: what streams never fragments
+// it and never asks the system for memory.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <string>
+
+#include "base/error.h"
+
+namespace smezo {
+
+class Ring {
+ public:
+  static constexpr int64_t kAlign = 4096;
+
+  explicit Ring(int64_t n_bytes) : size_((n_bytes + kAlign - 1) / kAlign * kAlign) {
+    if (size_ == 0) return;
+    memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlign, static_cast<size_t>(size_))));
+    check<BudgetError>(memory_ != nullptr, "store",
+                       "no memory for a ring of " + std::to_string(size_) + " bytes");
+  }
+
+  // nullptr when there is no room before the oldest blocks are given back. n_bytes: a multiple of kAlign.
+  uint8_t* take(int64_t n_bytes) {
+    int64_t at = blocks_.empty() ? 0 : blocks_.back().end;
+    const int64_t oldest = blocks_.empty() ? size_ : blocks_.front().begin;
+    const bool wrapped = !blocks_.empty() && blocks_.back().begin < oldest;
+    if (wrapped || blocks_.empty()) {
+      if (at + n_bytes > oldest) return nullptr;
+    } else if (at + n_bytes > size_) {
+      at = 0;
+      if (n_bytes > oldest) return nullptr;
+    }
+    blocks_.push_back({at, at + n_bytes});
+    return memory_.get() + at;
+  }
+  void give_back_oldest() { blocks_.pop_front(); }
+  void clear() { blocks_.clear(); }
+  int64_t size() const { return size_; }
+
+ private:
+  struct Block {
+    int64_t begin, end;
+  };
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  int64_t size_;
+  std::unique_ptr<uint8_t, Free> memory_;
+  std::deque<Block> blocks_;
+};
+
+}  // namespace smezo

@@ -1,0 +1,49 @@
+// Reader threads: jobs are read ahead in the order they were given, into a ring or where the job says.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "io/uncached.h"
+
+namespace smezo {
+
+struct ReadPart {
+  int file = 0;
+  int64_t offset = 0, n_bytes = 0;
+};
+constexpr int kMaxParts = 2;
+
+struct ReadJob {
+  std::array<ReadPart, kMaxParts> parts;  // those of no bytes are not read
+  uint8_t* to = nullptr;                  // room_for(job) bytes, aligned to a page; nullptr: the ring
+};
+
+class Transfer {
+ public:
+  using Pointers = std::array<const uint8_t*, kMaxParts>;
+  static int64_t room_for(const ReadJob& job);
+
+  // Reads ahead as far as the ring has room. n_readers 0: `next` reads by itself, nothing is read ahead.
+  Transfer(const std::vector<std::string>& paths, int64_t ring_bytes, int n_readers);
+  ~Transfer();
+
+  // An earlier list is given up; reads in flight are waited for.
+  void begin(std::vector<ReadJob> jobs);
+  // Waits for the next job. The pointers hold until release (ring) or for ever (job.to). IoError, after which
+  // only begin() may be called.
+  Pointers next();
+  void release_oldest();  // of the ring's jobs that next() gave out
+  const UncachedFile& file(int i) const;
+  int64_t bytes_read() const;
+  double stall_s() const;
+  int64_t ring_bytes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> s_;
+};
+
+}  // namespace smezo
