@@ -63,7 +63,7 @@ Rates measure_rates(const Kernels& kernels, ThreadPool& pool, double seconds) {
     l.minus = buffer<char>(strip_bytes);
     l.packed = buffer<char>(kernels.packed_bytes(Compute::bf16, kCols, kTokens / kLanes));
     std::fill_n(l.hi.get(), kRows * kCols, uint16_t{0x3c00});
-    l.w = {l.hi.get(), l.tail.get(), DType::BF16T8, kRows, kCols, 0, true};
+    l.w = {l.hi.get(), l.tail.get(), DType::BF16T8, kRows, kCols, 0, 0, {}, true};
   }
   TensorMethod method;
   method.trained = true;
