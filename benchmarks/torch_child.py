@@ -123,6 +123,38 @@ def linear(n: int, k: int, t: int, dtype: str, threads: int = 2, at_least_s: flo
     return {"giga_flops": 2 * n * k * t / sorted(times)[len(times) // 2] / 1e9}
 
 
+def quantized_load(n: int, k: int, threads: int = 2) -> dict:
+    """Keeps the 4-bit layers [n, k] that `quantized` times: bitsandbytes' NF4 (its defaults: blocks of 64, absmax
+    quantized too) and torch's int4 pack (groups of 64)."""
+    import bitsandbytes
+    import torch
+
+    torch.set_num_threads(threads)
+    with torch.no_grad():
+        layer = bitsandbytes.nn.Linear4bit(k, n, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+        layer.weight = bitsandbytes.nn.Params4bit(torch.randn(n, k) * 0.02, requires_grad=False, quant_type="nf4")
+        layer = layer.to("cpu").eval()
+        packed = torch._convert_weight_to_int4pack_for_cpu(torch.randint(0, 16, (n, k), dtype=torch.int32), 1)
+        scales = torch.randn(k // 64, n, 2).to(torch.bfloat16)
+    STATE["quantized"] = {
+        "bitsandbytes": layer,
+        "int4pack": lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, 64, scales),
+    }
+    return {"torch": torch.__version__, "bitsandbytes": bitsandbytes.__version__}
+
+
+def quantized(which: str, k: int, m: int, at_least_s: float) -> dict:
+    """Median seconds of one product [m, k] x [n, k]^T in bf16, of at least five calls."""
+    import torch
+
+    x, layer, times = torch.randn(m, k).to(torch.bfloat16), STATE["quantized"][which], []
+    with torch.no_grad():
+        layer(x)
+        while sum(times) < at_least_s or len(times) < 5:
+            times.append(_timed(lambda: layer(x)))
+    return {"seconds": sorted(times)[len(times) // 2]}
+
+
 def capabilities() -> dict:
     import torch
 
@@ -137,4 +169,5 @@ def _timed(action) -> float:
 
 if __name__ == "__main__":
     sys.tracebacklimit = 0
-    common.serve({f.__name__: f for f in (load, batch, encode, textbook, forwards, normal, linear, capabilities)})
+    verbs = (load, batch, encode, textbook, forwards, normal, linear, quantized_load, quantized, capabilities)
+    common.serve({f.__name__: f for f in verbs})

@@ -8,10 +8,12 @@
 
 namespace smezo {
 
+constexpr float kInt8Step = 7.874015718698502e-3f;  // 1/127
+
 SMEZO_HD float int8_at(const WeightView& w, int64_t e) {
   const float q = static_cast<float>(static_cast<const int8_t*>(w.data)[e - w.first]);
   const float scaled = q * w.scales.absmax[e / w.cols];
-  return scaled * 7.874015718698502e-3f;
+  return scaled * kInt8Step;
 }
 
 }  // namespace smezo

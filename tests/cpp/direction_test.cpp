@@ -30,7 +30,9 @@ struct Matrix {
             dtype,
             1,
             n,
+            0,
             4,
+            {},
             true};
     std::mt19937 rng(static_cast<unsigned>(n));
     std::normal_distribution<float> normal(0, 0.2f);

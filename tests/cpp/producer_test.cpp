@@ -1,11 +1,14 @@
 // The verbs on stored weights (produce, apply_update, decode, noise) of every instruction set of this
 // machine, bit for bit against the element functions of kernels/element.h, over all kinds of noise, mask,
-// format, mode and rounding, at ragged places.
+// format, mode and rounding, at ragged places, of whole tensors and of views that hold only a part of one.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <iterator>
 #include <random>
 #include <vector>
 
+#include "kernel_tables.h"
 #include "kernels/element.h"
 #include "kernels/kernels.h"
 #include "test.h"
@@ -15,7 +18,7 @@ using namespace smezo;
 
 constexpr NoiseKind kNoises[] = {NoiseKind::gaussian, NoiseKind::gaussian8, NoiseKind::rademacher};
 constexpr MaskKind kMasks[] = {MaskKind::all, MaskKind::small, MaskKind::large, MaskKind::random};
-constexpr DType kDTypes[] = {DType::F32, DType::F16, DType::BF16, DType::BF16T8};
+constexpr DType kDTypes[] = {DType::F32, DType::F16, DType::BF16, DType::BF16T8, DType::NF4, DType::I8};
 constexpr OperandMode kModes[] = {OperandMode::nearest, OperandMode::dither, OperandMode::split};
 constexpr int64_t kCols[] = {1, 3, 16, 20, 576, 640, 1000};
 constexpr int64_t kGuard = 64;  // elements around a buffer that nobody may touch
@@ -25,9 +28,77 @@ uint32_t below(std::mt19937& random, uint32_t n) { return static_cast<uint32_t>(
 struct Tensor {
   std::vector<uint32_t> data;  // room for any format
   std::vector<int8_t> tail;
+  std::vector<float> absmax, nested_code, nested_absmax;
+  std::vector<uint8_t> absmax8;
   WeightView view;
+  void point_to_own() {
+    view.data = data.data();
+    view.tail = tail.data();
+    view.scales.absmax = absmax.data();
+    view.scales.absmax8 = absmax8.empty() ? nullptr : absmax8.data();
+    view.scales.nested_code = nested_code.data();
+    view.scales.nested_absmax = nested_absmax.data();
+  }
   bool operator==(const Tensor& o) const { return data == o.data && tail == o.tail; }
 };
+
+// Mostly ordinary; also of the sorts that a damaged or an all-zero block has.
+float make_absmax(std::mt19937& random) {
+  constexpr float kRare[] = {0.0f, -0.3f, 1e-39f, 3e38f, INFINITY, NAN};
+  return random() % 8 ? 0.001f + 0.1f * static_cast<float>(random() % 4096) / 4096 : kRare[below(random, 6)];
+}
+
+// Random codes, and scales of random blocks.
+void quantize(std::mt19937& random, Tensor& t) {
+  for (uint32_t& word : t.data) word = random();
+  int64_t n_scales = t.view.rows;
+  if (t.view.dtype == DType::NF4) {
+    Scales& s = t.view.scales;
+    s.block = 32 << below(random, 8);  // to 4096
+    n_scales = (t.view.n() + s.block - 1) / s.block;
+    if (random() % 2) {  // doubly
+      constexpr int32_t kNested[] = {256, 4, 3, 1};
+      s.nested_block = kNested[below(random, 4)];
+      s.nested_offset = 0.01f;
+      for (int i = 0; i < 256; ++i) t.nested_code.push_back(static_cast<float>(i - 100) / 155);
+      for (int64_t i = 0; i < n_scales; ++i) t.absmax8.push_back(static_cast<uint8_t>(random()));
+      n_scales = (n_scales + s.nested_block - 1) / s.nested_block;
+      for (int64_t i = 0; i < n_scales; ++i) t.nested_absmax.push_back(make_absmax(random));
+      n_scales = 0;
+    }
+  }
+  for (int64_t i = 0; i < n_scales; ++i) t.absmax.push_back(make_absmax(random));
+}
+
+// A tensor that holds no more than elements [first, end) of t. (first is even for NF4.)
+Tensor part_of(const Tensor& t, int64_t first, int64_t end) {
+  Tensor part = t;
+  const auto* bytes = reinterpret_cast<const uint8_t*>(t.data.data());
+  const int64_t begin = bytes_of(t.view.dtype, first), n = bytes_of(t.view.dtype, end) - begin;
+  // bytes_of counts both planes of BF16T8.
+  const int64_t size = t.view.dtype == DType::BF16T8 ? n * 2 / 3 : n;
+  part.data.assign(static_cast<size_t>((size + 3) / 4), 0xA5A5A5A5u);
+  std::memcpy(part.data.data(), bytes + (t.view.dtype == DType::BF16T8 ? begin * 2 / 3 : begin),
+              static_cast<size_t>(size));
+  part.tail.assign(t.tail.begin() + first, t.tail.begin() + end);
+  part.view.first = first;
+  if (t.view.dtype == DType::NF4) {
+    const int64_t block0 = first / t.view.scales.block;
+    if (!part.absmax.empty()) part.absmax.erase(part.absmax.begin(), part.absmax.begin() + block0);
+    if (!part.absmax8.empty()) part.absmax8.erase(part.absmax8.begin(), part.absmax8.begin() + block0);
+  }
+  part.point_to_own();
+  return part;
+}
+
+// Where a part may begin that is to hold element e: just there, or somewhere before.
+int64_t some_first(std::mt19937& random, const WeightView& w, int64_t e) {
+  const int64_t first = random() % 2 ? e : e - static_cast<int64_t>(random() % 100) * e / 100;
+  return w.dtype == DType::NF4 ? first / w.scales.block * w.scales.block : first;
+}
+int64_t some_end(std::mt19937& random, const WeightView& w, int64_t end) {
+  return random() % 2 ? end : std::min<int64_t>(w.n(), end + random() % 100);
+}
 
 // Weights of every sort: ordinary, zeros of both signs, ties of the rounding, subnormal, huge, infinite, NaN.
 Tensor make_tensor(std::mt19937& random, DType dtype, int64_t rows, int64_t cols) {
@@ -35,7 +106,14 @@ Tensor make_tensor(std::mt19937& random, DType dtype, int64_t rows, int64_t cols
   const int64_t n = rows * cols;
   t.data.resize(static_cast<size_t>(n + kGuard), 0xA5A5A5A5u);
   t.tail.resize(static_cast<size_t>(n + kGuard), 0x5A);
-  t.view = {t.data.data(), t.tail.data(), dtype, rows, cols, below(random, kMaxTensorId + 1), true};
+  t.view.dtype = dtype;
+  t.view.rows = rows;
+  t.view.cols = cols;
+  t.view.tensor_id = below(random, kMaxTensorId + 1);
+  t.view.writable = true;
+  if (dtype == DType::NF4 || dtype == DType::I8) quantize(random, t);
+  t.point_to_own();
+  if (dtype == DType::NF4 || dtype == DType::I8) return t;
   std::normal_distribution<float> normal(0, 0.02f);
   for (int64_t i = 0; i < n; ++i) {
     float w = normal(random);
@@ -84,10 +162,11 @@ TensorDirection make_direction(std::mt19937& random, NoiseKind noise, MaskKind m
   return d;
 }
 
-std::vector<Isa> vector_isas() {
-  std::vector<Isa> isas = supported_isas();
-  isas.erase(std::remove(isas.begin(), isas.end(), Isa::scalar), isas.end());
-  return isas;
+using smezo_test::Table;
+std::vector<Table> vector_tables() {
+  std::vector<Table> tables = smezo_test::tables_but_products();
+  tables.erase(tables.begin());  // scalar
+  return tables;
 }
 
 // A strip of guarded memory, filled with a pattern.
@@ -115,12 +194,15 @@ struct Strip {
 };
 
 // Elements that differ from the definition, padding that is not zero, guards that were written.
-int64_t produce_errors(const Kernels& k, const OperandJob& job, int64_t row0, int64_t n_rows, bool want_plus,
-                       bool want_minus) {
+// view: as the kernel sees job's weight.
+int64_t produce_errors(const Kernels& k, const OperandJob& job, const WeightView& view, int64_t row0,
+                       int64_t n_rows, bool want_plus, bool want_minus) {
   const int64_t size = k.operand_dtype(job.compute) == DType::BF16 ? 2 : 4,
                 ld = k.operand_ld(job.compute, job.w.cols);
   Strip plus(size, ld, n_rows), minus(size, ld, n_rows);
-  k.produce(job, row0, n_rows, want_plus ? plus.data() : nullptr, want_minus ? minus.data() : nullptr);
+  OperandJob seen = job;
+  seen.w = view;
+  k.produce(seen, row0, n_rows, want_plus ? plus.data() : nullptr, want_minus ? minus.data() : nullptr);
   int64_t errors = !plus.guard_intact() + !minus.guard_intact();
   for (int64_t row = 0; row < n_rows; ++row) {
     for (int64_t col = 0; col < ld; ++col) {
@@ -135,8 +217,8 @@ int64_t produce_errors(const Kernels& k, const OperandJob& job, int64_t row0, in
 }  // namespace
 
 TEST(operands_are_the_definition_bit_for_bit) {
-  for (Isa isa : vector_isas()) {
-    const Kernels& k = kernels_for(isa);
+  for (const Table& table : vector_tables()) {
+    const Kernels& k = *table.kernels;
     std::mt19937 random(1);
     for (int64_t cols : kCols) {
       const int64_t rows = 12 + (cols < 100 ? 2500 / cols : 0);
@@ -153,13 +235,20 @@ TEST(operands_are_the_definition_bit_for_bit) {
                     1 + random() % std::min<int64_t>(rows - 1, std::max<int64_t>(1, 2300 / cols));
                 const int64_t row0 = random() % (rows - n_rows + 1);
                 const bool only_one = random() % 6 == 0, which = random() % 2;
-                const int64_t errors =
-                    produce_errors(k, job, row0, n_rows, !only_one || which, !only_one || !which);
+                Tensor part;
+                const bool whole = random() % 2;
+                if (!whole)
+                  part = part_of(t, some_first(random, t.view, row0 * cols),
+                                 some_end(random, t.view, (row0 + n_rows) * cols));
+                const int64_t errors = produce_errors(k, job, whole ? t.view : part.view, row0, n_rows,
+                                                      !only_one || which, !only_one || !which);
                 CHECK(errors == 0);
                 if (errors != 0)
                   std::printf(
-                      "    %s cols %lld dtype %s noise %d mask %d mode %d compute %d eps %g: %lld wrong\n",
-                      k.name, static_cast<long long>(cols), dtype_name(dtype), static_cast<int>(noise),
+                      "    %s cols %lld dtype %s first %lld noise %d mask %d mode %d compute %d eps %g: %lld "
+                      "wrong\n",
+                      table.name.c_str(), static_cast<long long>(cols), dtype_name(dtype),
+                      static_cast<long long>(part.view.first), static_cast<int>(noise),
                       static_cast<int>(mask), static_cast<int>(mode), static_cast<int>(compute),
                       static_cast<double>(job.eps), static_cast<long long>(errors));
               }
@@ -172,7 +261,7 @@ TEST(operands_are_the_definition_bit_for_bit) {
 }
 
 TEST(plain_operands_are_the_definition_for_every_bf16_pattern) {
-  for (Isa isa : vector_isas()) {
+  for (const Table& table : vector_tables()) {
     for (DType dtype : {DType::BF16, DType::F16, DType::BF16T8}) {
       Tensor t;
       t.data.resize(32768);
@@ -181,17 +270,20 @@ TEST(plain_operands_are_the_definition_for_every_bf16_pattern) {
         reinterpret_cast<uint16_t*>(t.data.data())[i] = static_cast<uint16_t>(i);
         t.tail[static_cast<size_t>(i)] = static_cast<int8_t>(i * 37);
       }
-      t.view = {t.data.data(), t.tail.data(), dtype, 64, 1024, 5, false};
+      t.view.dtype = dtype;
+      t.view.rows = 64;
+      t.view.cols = 1024;
+      t.point_to_own();
       OperandJob job{t.view, {}, OperandMode::nearest, Compute::bf16, 0};
-      CHECK(produce_errors(kernels_for(isa), job, 0, 64, true, true) == 0);
+      CHECK(produce_errors(*table.kernels, job, t.view, 0, 64, true, true) == 0);
       job.compute = Compute::f32;
-      CHECK(produce_errors(kernels_for(isa), job, 0, 64, true, true) == 0);
+      CHECK(produce_errors(*table.kernels, job, t.view, 0, 64, true, true) == 0);
     }
   }
 }
 
 TEST(updates_are_the_definition_bit_for_bit) {
-  for (Isa isa : vector_isas()) {
+  for (const Table& table : vector_tables()) {
     std::mt19937 random(2);
     for (int64_t cols : kCols) {
       const int64_t rows = 4 + (cols < 100 ? 2500 / cols : 0);
@@ -205,17 +297,26 @@ TEST(updates_are_the_definition_bit_for_bit) {
             job.n_queries = random() % 2 ? 1 : static_cast<int>(random() % 6);
             const int64_t n_rows = 1 + random() % rows, row0 = random() % (rows - n_rows + 1);
             Tensor want = t;
-            want.view.data = want.data.data();
-            want.view.tail = want.tail.data();
+            want.point_to_own();
             UpdateJob expected = job;
             expected.w = want.view;
+            const bool whole = random() % 2;
+            const int64_t first = whole ? 0 : some_first(random, t.view, row0 * cols);
+            const int64_t end = some_end(random, t.view, (row0 + n_rows) * cols);
+            if (!whole) {
+              t = part_of(t, first, end);
+              t.point_to_own();
+              job.w = t.view;
+            }
             for (int64_t e = row0 * cols; e < (row0 + n_rows) * cols; ++e) update_at(expected, e);
-            kernels_for(isa).apply_update(job, row0, n_rows);
+            if (!whole) want = part_of(want, first, end);
+            table.kernels->apply_update(job, row0, n_rows);
             CHECK(t == want);  // the rows around the range and the guards too
             if (!(t == want))
-              std::printf("    %s cols %lld dtype %s noise %d mask %d queries %d decay %g\n", isa_name(isa),
-                          static_cast<long long>(cols), dtype_name(dtype), static_cast<int>(noise),
-                          static_cast<int>(mask), job.n_queries, static_cast<double>(job.decay));
+              std::printf("    %s cols %lld dtype %s first %lld noise %d mask %d queries %d decay %g\n",
+                          table.name.c_str(), static_cast<long long>(cols), dtype_name(dtype),
+                          static_cast<long long>(first), static_cast<int>(noise), static_cast<int>(mask),
+                          job.n_queries, static_cast<double>(job.decay));
           }
         }
       }
@@ -224,8 +325,8 @@ TEST(updates_are_the_definition_bit_for_bit) {
 }
 
 TEST(decode_is_the_definition_for_every_pattern) {
-  for (Isa isa : vector_isas()) {
-    for (DType dtype : kDTypes) {
+  for (const Table& table : vector_tables()) {
+    for (DType dtype : {DType::F32, DType::F16, DType::BF16, DType::BF16T8}) {
       std::vector<uint32_t> data(65536 + 3);
       std::vector<int8_t> tail(65536 + 3);
       std::mt19937 random(3);
@@ -236,9 +337,14 @@ TEST(decode_is_the_definition_for_every_pattern) {
           reinterpret_cast<uint16_t*>(data.data())[i] = static_cast<uint16_t>(i);
         tail[i] = static_cast<int8_t>(random());
       }
-      const WeightView w{data.data(), tail.data(), dtype, 1, 65536 + 3, 1, false};
+      WeightView w;
+      w.data = data.data();
+      w.tail = tail.data();
+      w.dtype = dtype;
+      w.rows = 1;
+      w.cols = 65536 + 3;
       std::vector<float> out(65536 + 3, -7.0f);
-      kernels_for(isa).decode(w, 1, 65536 + 1, out.data());
+      table.kernels->decode(w, 1, 65536 + 1, out.data());
       int64_t errors = 0;
       for (int64_t i = 0; i < 65536 + 1; ++i)
         errors += f32_bits(out[static_cast<size_t>(i)]) != f32_bits(decode_at(w, i + 1));
@@ -248,8 +354,33 @@ TEST(decode_is_the_definition_for_every_pattern) {
   }
 }
 
+TEST(decode_is_the_definition_at_ragged_places_of_parts) {
+  for (const Table& table : vector_tables()) {
+    std::mt19937 random(5);
+    for (DType dtype : kDTypes) {
+      for (int i = 0; i < 200; ++i) {
+        const int64_t cols = kCols[below(random, std::size(kCols))], rows = 1 + below(random, 12000) / cols;
+        const Tensor t = make_tensor(random, dtype, rows, cols);
+        const int64_t e0 = below(random, static_cast<uint32_t>(rows * cols));
+        const int64_t n = 1 + below(random, static_cast<uint32_t>(rows * cols - e0));
+        const Tensor part = part_of(t, some_first(random, t.view, e0), some_end(random, t.view, e0 + n));
+        std::vector<float> out(static_cast<size_t>(n) + 1, -7.0f);
+        table.kernels->decode(random() % 2 ? part.view : t.view, e0, n, out.data());
+        int64_t errors = out[static_cast<size_t>(n)] != -7.0f;
+        for (int64_t e = 0; e < n; ++e)
+          errors += f32_bits(out[static_cast<size_t>(e)]) != f32_bits(decode_at(t.view, e0 + e));
+        CHECK(errors == 0);
+        if (errors != 0)
+          std::printf("    %s dtype %s cols %lld e0 %lld n %lld block %d: %lld wrong\n", table.name.c_str(),
+                      dtype_name(dtype), static_cast<long long>(cols), static_cast<long long>(e0),
+                      static_cast<long long>(n), t.view.scales.block, static_cast<long long>(errors));
+      }
+    }
+  }
+}
+
 TEST(noise_is_the_definition_at_ragged_and_far_places) {
-  for (Isa isa : vector_isas()) {
+  for (const Table& table : vector_tables()) {
     std::mt19937 random(4);
     const int64_t far[] = {0,
                            2040,
@@ -264,7 +395,7 @@ TEST(noise_is_the_definition_at_ragged_and_far_places) {
               make_direction(random, kind, MaskKind::all, below(random, kMaxTensorId + 1));
           const int64_t e0 = at + random() % 4100, n = 1 + random() % 5000;
           std::vector<float> out(static_cast<size_t>(n) + 1, -7.0f);
-          kernels_for(isa).noise(d, e0, n, out.data());
+          table.kernels->noise(d, e0, n, out.data());
           int64_t errors = 0;
           for (int64_t e = 0; e < n; ++e)
             errors +=

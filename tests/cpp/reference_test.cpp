@@ -31,7 +31,7 @@ struct Weights {
   std::vector<int8_t> tail;
   WeightView view;
   Weights(int64_t rows, int64_t cols) : high(static_cast<size_t>(rows * cols)), tail(high.size()) {
-    view = {high.data(), tail.data(), DType::BF16T8, rows, cols, 3, false};
+    view = {high.data(), tail.data(), DType::BF16T8, rows, cols, 0, 3, {}, false};
     const auto v = random_values(high.size(), 4, 0.1f);
     for (size_t i = 0; i < v.size(); ++i) encode_nearest_at(view, static_cast<int64_t>(i), v[i]);
   }

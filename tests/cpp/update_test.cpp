@@ -28,7 +28,7 @@ struct Tensor {
     high.resize(n);
     tail.resize(n);
     void* data = dtype == DType::F32 ? static_cast<void*>(f32.data()) : high.data();
-    view = {data, tail.data(), dtype, rows, cols, 11, true};
+    view = {data, tail.data(), dtype, rows, cols, 0, 11, {}, true};
     std::mt19937 rng(2);
     std::normal_distribution<float> normal(0, 0.1f);
     for (size_t e = 0; e < n; ++e) encode_nearest_at(view, static_cast<int64_t>(e), normal(rng));

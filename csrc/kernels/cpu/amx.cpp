@@ -3,6 +3,8 @@
 
 #include <cstring>
 
+#include "format/int8.h"
+#include "format/nf4.h"
 #include "kernels/tables.h"
 #include "noise/normal.h"
 

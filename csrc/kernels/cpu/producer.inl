@@ -1,31 +1,10 @@
 // The operand producer, decode and noise verbs of kernels.h. Two stages over windows of kWindow elements
 // (noise.inl): noise and other random bits go to buffers in L1, then one pass over the stored weight decodes,
 // masks, adds and rounds. A window crosses rows freely; the second stage takes it a row piece at a time.
-// Included after noise.inl inside the namespace of an instruction set.
+// Quantized weights (quantized.inl) go through a buffer of fp32 values instead, but for the plain branch,
+// whose operands are made at once. Included after noise.inl and quantized.inl inside the namespace of an
+// instruction set.
 #pragma once
-
-// How a strip holds its elements.
-enum class Strip { bf16, bf16_in_f32, f32 };
-
-// One vector of elements: all 16, or the first n of them.
-struct Whole {};
-struct Part {
-  int n;
-};
-SMEZO_VEC F16 load(const float* p, Whole) { return load(p); }
-SMEZO_VEC F16 load(const float* p, Part l) { return load_n(p, l.n); }
-SMEZO_VEC U16 load_u16(const uint16_t* p, Whole) { return load_u16(p); }
-SMEZO_VEC U16 load_u16(const uint16_t* p, Part l) { return load_u16_n(p, l.n); }
-SMEZO_VEC U16 load_i8(const int8_t* p, Whole) { return load_i8(p); }
-SMEZO_VEC U16 load_i8(const int8_t* p, Part l) { return load_i8_n(p, l.n); }
-SMEZO_VEC void store(float* p, F16 x, Whole) { store(p, x); }
-SMEZO_VEC void store(float* p, F16 x, Part l) { store_n(p, x, l.n); }
-SMEZO_VEC void store_u16(uint16_t* p, U16 x, Whole) { store_u16(p, x); }
-SMEZO_VEC void store_u16(uint16_t* p, U16 x, Part l) { store_u16_n(p, x, l.n); }
-SMEZO_VEC void store_high16(uint16_t* p, U16 x, Whole) { store_high16(p, x); }
-SMEZO_VEC void store_high16(uint16_t* p, U16 x, Part l) { store_u16_n(p, x >> 16, l.n); }
-SMEZO_VEC void store_i8(int8_t* p, U16 x, Whole) { store_i8(p, x); }
-SMEZO_VEC void store_i8(int8_t* p, U16 x, Part l) { store_i8_n(p, x, l.n); }
 
 template <DType dtype, class Lanes>
 SMEZO_VEC F16 decode_lanes(const void* data, const int8_t* tail, int64_t e, Lanes lanes) {
@@ -36,26 +15,10 @@ SMEZO_VEC F16 decode_lanes(const void* data, const int8_t* tail, int64_t e, Lane
   return as_f((u << 16) + (load_i8(tail + e, lanes) << 8));
 }
 
-// Runs body(i, lanes) over [i, n) a vector at a time.
-template <class Body>
-SMEZO_VEC void for_lanes(int64_t i, int64_t n, Body&& body) {
-  for (; i + 16 <= n; i += 16) body(i, Whole{});
-  if (i < n) body(i, Part{static_cast<int>(n - i)});
-}
-
 // mask_at for the kinds that look at the weight.
 template <MaskKind kind>
 SMEZO_VEC M16 in_selection(F16 w, F16 h) {
   return kind == MaskKind::small ? abs(w) <= h : abs(w) >= h;
-}
-
-// Stores values whose bf16 is the high half of each lane (f32: that are the lanes).
-template <Strip strip, class Lanes>
-SMEZO_VEC void put(void* out, int64_t i, U16 high, Lanes lanes) {
-  if constexpr (strip == Strip::bf16) store_high16(static_cast<uint16_t*>(out) + i, high, lanes);
-  if constexpr (strip == Strip::bf16_in_f32)
-    store(static_cast<float*>(out) + i, as_f(high & set1(0xFFFF0000u)), lanes);
-  if constexpr (strip == Strip::f32) store(static_cast<float*>(out) + i, as_f(high), lanes);
 }
 
 // The operand of the plain branch: a stored bf16 plane is used as it is.
@@ -175,9 +138,9 @@ static MakeOperands operands_for(const OperandJob& job) {
       return operands_for<DType::BF16T8, strip>(job);
     case DType::NF4:
     case DType::I8:
-      break;
+      break;  // perturbed: decoded to a buffer first
   }
-  return nullptr;
+  return operands_for<DType::F32, strip>(job);
 }
 
 // The random mask is not of a step: its bits are those of step 0, query 0.
@@ -204,11 +167,13 @@ static void produce_rows(const OperandJob& job, int64_t ld, int64_t row0, int64_
                          void* minus) {
   const bool f32 = job.compute == Compute::f32;
   const MakeOperands make = f32 ? operands_for<Strip::f32>(job) : operands_for<bf16_strip>(job);
+  const auto make_quantized = f32 ? quantized_elements<Strip::f32> : quantized_elements<bf16_strip>;
   const int64_t size = !f32 && bf16_strip == Strip::bf16 ? 2 : 4;
   const int64_t cols = job.w.cols;
   const bool plain = job.eps == 0, dither = !plain && !f32 && job.mode == OperandMode::dither;
+  const bool quantized = is_quantized(job.w);
 
-  alignas(64) float z[kWindow + kVecLanes];
+  alignas(64) float z[kWindow + kVecLanes], w[kWindow + kVecLanes];
   alignas(64) uint32_t bits[kWindow + kVecLanes];
   alignas(64) char unwanted[kWindow * sizeof(float)];  // where a branch that nobody asked for goes
   const auto at = [&](void* strip, int64_t row, int64_t col) -> void* {
@@ -225,10 +190,16 @@ static void produce_rows(const OperandJob& job, int64_t ld, int64_t row0, int64_
       if (dither) fill_bits<16>(dither_stream, e, n, bits);
     }
     const int64_t begin = static_cast<int64_t>(e - window_of(e));
+    if (quantized && !plain) quantized_elements<Strip::f32>(job.w, static_cast<int64_t>(e), n, w + begin);
     for (int64_t done = 0; done < n;) {
-      const int64_t piece = cols - col < n - done ? cols - col : n - done;
-      make({job.w.data, job.w.tail, static_cast<int64_t>(e) + done - job.w.first, piece, z + begin + done,
-            bits + begin + done, job.eps, job.dir.mask.h, at(plus, row, col), at(minus, row, col)});
+      const int64_t piece = cols - col < n - done ? cols - col : n - done, i = begin + done;
+      const int64_t element = static_cast<int64_t>(e) + done;
+      if (quantized && plain) {
+        make_quantized(job.w, element, piece, at(plus, row, col));
+      } else {
+        make({quantized ? w : job.w.data, job.w.tail, quantized ? i : element - job.w.first, piece, z + i,
+              bits + i, job.eps, job.dir.mask.h, at(plus, row, col), at(minus, row, col)});
+      }
       done += piece;
       col += piece;
       if (col < cols) continue;
@@ -260,6 +231,6 @@ static void decode_range(const WeightView& w, int64_t e0, int64_t n, float* out)
       return decode_as<DType::BF16T8>(w, e0, n, out);
     case DType::NF4:
     case DType::I8:
-      break;
+      return quantized_elements<Strip::f32>(w, e0, n, out);
   }
 }

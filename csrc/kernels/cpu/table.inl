@@ -1,6 +1,6 @@
 // All verbs of one instruction set and the table of them. Included inside `namespace smezo::<set>` after
-// <cstring>, <immintrin.h> and the headers of noise/ and kernels/; the including file says how the set
-// multiplies:
+// <cstring>, <immintrin.h> and the headers of format/, noise/ and kernels/; the including file says how the
+// set multiplies:
 //
 //   kBf16Operands   Compute::bf16 is stored as bf16 pairs (else as bf16-rounded fp32)
 //   kPairPadding    pairs are padded with zeros to a multiple of this many k
@@ -12,7 +12,10 @@
 
 #include "kernels/cpu/vec.h"
 //
+#include "kernels/cpu/elements.inl"
 #include "kernels/cpu/noise.inl"
+#include "kernels/cpu/quantized.inl"
+//
 #include "kernels/cpu/producer.inl"
 #include "kernels/cpu/update.inl"
 //

@@ -88,6 +88,26 @@ SMEZO_VEC void store_bf16_pair(uint16_t* p, F16 a, F16 b) {
   const __mmask32 up = _mm512_cmpgt_epu16_mask(tie_odd, _mm512_set1_epi16(-32768));
   _mm512_storeu_si512(p, _mm512_mask_add_epi16(high, up, high, one));
 }
+// 4-bit codes, two a byte, the high half first: in the low 4 bits of each lane, whose other bits are garbage.
+SMEZO_VEC U16 spread_codes(__m128i bytes) {
+  return {_mm512_multishift_epi64_epi8(_mm512_set1_epi64(4), _mm512_cvtepu8_epi64(bytes))};
+}
+SMEZO_VEC U16 load_codes(const uint8_t* p) {
+  return spread_codes(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+SMEZO_VEC U16 load_codes_n(const uint8_t* p, int n) {
+  return spread_codes(_mm_maskz_loadu_epi8(first_lanes((n + 1) / 2).m, p));
+}
+// table[the low 4 bits of a lane]
+SMEZO_VEC U16 look_up16(U16 table, U16 codes) { return {_mm512_permutexvar_epi32(codes.v, table.v)}; }
+// The high halves of the table's entries of 32 codes.
+SMEZO_VEC void store_high16_of_codes(uint16_t* p, U16 table, const uint8_t* codes) {
+  const __m512i twice =  // an index has 5 bits, of which the highest is garbage
+      _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(_mm512_srli_epi32(table.v, 16)));
+  const __m512i two_bytes = _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+  const __m512i words = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x0008000C00000004), two_bytes);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi16(words, twice));
+}
 SMEZO_VEC void store_i8(int8_t* p, U16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
@@ -251,6 +271,34 @@ SMEZO_VEC void store_u16_n(uint16_t* p, U16 x, int n) {
   alignas(32) uint16_t t[16];
   store_u16(t, x);
   __builtin_memcpy(p, t, static_cast<size_t>(n) * 2);
+}
+// 4-bit codes, two a byte, the high half first: in the low 4 bits of each lane, whose other bits are garbage.
+SMEZO_VEC U16 load_codes(const uint8_t* p) {
+  const __m256i shift = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
+  int32_t four_bytes[2];
+  __builtin_memcpy(four_bytes, p, 8);
+  return {_mm256_srlv_epi32(_mm256_set1_epi32(four_bytes[0]), shift),
+          _mm256_srlv_epi32(_mm256_set1_epi32(four_bytes[1]), shift)};
+}
+SMEZO_VEC U16 load_codes_n(const uint8_t* p, int n) {
+  uint8_t t[8] = {};
+  __builtin_memcpy(t, p, static_cast<size_t>((n + 1) / 2));
+  return load_codes(t);
+}
+// table[the low 4 bits of a lane]
+SMEZO_VEC __m256i look_up16(U16 table, __m256i codes) {
+  const __m256 low = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(table.a, codes));
+  const __m256 high = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(table.b, codes));
+  const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28));
+  return _mm256_castps_si256(_mm256_blendv_ps(low, high, bit3));
+}
+SMEZO_VEC U16 look_up16(U16 table, U16 codes) {
+  return {look_up16(table, codes.a), look_up16(table, codes.b)};
+}
+// The high halves of the table's entries of 32 codes.
+SMEZO_VEC void store_high16_of_codes(uint16_t* p, U16 table, const uint8_t* codes) {
+  store_high16(p, look_up16(table, load_codes(codes)));
+  store_high16(p + 16, look_up16(table, load_codes(codes + 8)));
 }
 SMEZO_VEC void store_i8(int8_t* p, U16 x) {
   const __m256i h = _mm256_and_si256(low_halves(x), _mm256_set1_epi16(0xFF));
