@@ -1,7 +1,7 @@
 """pysmezo: fine-tunes large language models with forward passes only, in little more memory than the weights."""
 
 from .errors import ArgumentError, BudgetError, FormatError, IoError, PysmezoError
-from .methods import LargestMask, MeZO, RandomMask, SparseMeZO
+from .methods import LargestMask, MeZO, RandomMask, Sensitive, SparseMeZO
 from .runtime import Runtime, StepResult
 from .trainer import Trainer
 
@@ -14,6 +14,7 @@ __all__ = [
     "SparseMeZO",
     "RandomMask",
     "LargestMask",
+    "Sensitive",
     "PysmezoError",
     "ArgumentError",
     "BudgetError",

@@ -91,7 +91,38 @@ class RandomMask(_Method):
     name: ClassVar[str] = "random-mask"
 
 
-METHODS = {m.name: m for m in (MeZO, RandomMask, LargestMask, SparseMeZO)}
+@dataclass(frozen=True)
+class Sensitive(_Method):
+    """A static index set over a base that stays as it is, quantized or not; its values train in fp32 beside it (SensZOQ, Guo et al. 2024,
+    arXiv 2406.02913).
+
+    index: a file of sorted element numbers by tensor name (safetensors, I32 or I64), as `pysmezo sensitivity` writes: source "calibrated".
+    fraction, source="random": that share of each block matrix instead, one element in every run of 1/fraction, drawn from the run's seed; a
+    control, and what memory and speed are measured with.
+    """
+
+    index: str | None = None
+    fraction: float = 0.001
+    source: str | None = None
+    trains: str = "linear"
+    name: ClassVar[str] = "sensitive"
+
+    def __post_init__(self):
+        super().__post_init__()
+        wanted = "random" if self.index is None else "calibrated"
+        if self.source not in (None, wanted):
+            raise ArgumentError(
+                f"[Sensitive] source {self.source!r} {'without' if self.index is None else 'with'} an index file, expected"
+                f" {wanted!r}; make the file with `pysmezo sensitivity`"
+                if self.index is None
+                else f"[Sensitive] source {self.source!r} with an index file, expected 'calibrated'"
+            )
+        if self.index is None and not 0 < self.fraction <= 0.5:
+            raise ArgumentError(f"[Sensitive] fraction {self.fraction}, expected more than 0 and at most 0.5")
+        object.__setattr__(self, "source", wanted)
+
+
+METHODS = {m.name: m for m in (MeZO, RandomMask, LargestMask, SparseMeZO, Sensitive)}
 
 
 def from_dict(d: dict) -> _Method:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from . import _core, autotune, memory, packing
-from .errors import ArgumentError, BudgetError
+from .errors import ArgumentError
 from .methods import SparseMeZO, _Method, from_dict
 
 # Of a journal record before its scalars, see the byte table in csrc/io/journal.h.
@@ -89,13 +89,16 @@ class Runtime:
         task=None,
         delta=None,
         values: str = "auto",
+        n_readers: int = 2,
+        ring_bytes: int = 0,
     ) -> Runtime:
         """Opens a Hugging Face folder (config.json, safetensors) read-only.
 
         run_dir: journal and what else the run leaves; opening one that holds a journal resumes it. None: nothing is durable.
         lr, eps: numbers, or "auto" (measured on the first batches, see autotune). dtype: what GEMM inputs are rounded to. values: what trained
         weights are kept in, auto | fp32 | bf16+8 | bf16. task: a Task or the path of its YAML file; batches may then be lists of
-        {"text", "label"}. delta: a delta to start from. memory_budget: bytes above what the process has now, "2GiB".
+        {"text", "label"}. delta: a delta to start from. memory_budget: bytes this process may hold above what it has now, "2GiB"; the base then
+        stays on disk and is read as it is needed (n_readers threads read ahead into a ring of ring_bytes, 0: chosen). None: all in memory.
         Raises ArgumentError, FormatError, BudgetError, IoError.
         """
         method = SparseMeZO() if method is None else method
@@ -135,12 +138,12 @@ class Runtime:
             threads=0 if threads is None else threads,
             sync_every=sync_every,
             delta="" if delta is None else str(delta),
+            fraction=0.0 if fields.get("index") else fields.get("fraction", 0.0),
+            index=fields.get("index") or "",
+            memory_budget=budget or 0,
+            n_readers=n_readers,
+            ring_bytes=ring_bytes,
         )
-        if budget is not None and engine.working_copy_bytes > budget:
-            raise BudgetError(
-                f"[memory_budget] {budget} bytes, expected at least {engine.working_copy_bytes} for the working copies of what trains"
-                f" (process = {rss_at_open} at open + budget); train fewer tensors or allow more"
-            )
         return cls(
             engine, method, lr, eps, seed, task, Path(model), None if run_dir is None else Path(run_dir), rss_at_open
         )
@@ -273,6 +276,7 @@ class Runtime:
         if not self.started:
             self.resolve_auto([batch])
         begin = time.perf_counter()
+        read, stalled = self._engine.traffic
         branches = self._branches()
         step = self.step + 1
         parts: dict[str, float] = {}
@@ -307,8 +311,8 @@ class Runtime:
             scalars=tuple(scalars),
             lr=lr,
             seconds=end - begin,
-            stall_s=0.0,
-            bytes_read=0,
+            stall_s=self._engine.traffic[1] - stalled,
+            bytes_read=self._engine.traffic[0] - read,
             bytes_written=RECORD_HEAD_BYTES + 4 * len(scalars) if self.run_dir else 0,
             peak_rss_bytes=peak,
             peak_anon_bytes=self._anon_peak,

@@ -139,11 +139,12 @@ void init_engine(py::module_& m) {
                        const std::string& trains, double sparsity, const std::string& noise, int queries,
                        double weight_decay, const std::string& dtype, const std::string& values,
                        const std::string& operand, const std::string& reduction, uint64_t seed, int threads,
-                       int sync_every, const std::string& delta) {
+                       int sync_every, const std::string& delta, double fraction, const std::string& index,
+                       int64_t memory_budget, int n_readers, int64_t ring_bytes) {
              EngineOptions o;
              o.model_dir = model_dir;
              o.run_dir = run_dir;
-             o.method = {kind, trains, sparsity, noise_from_name(noise), queries, weight_decay};
+             o.method = {kind, trains, sparsity, noise_from_name(noise), queries, weight_decay, fraction, index, ""};
              o.dtype = dtype;
              o.values = values;
              o.operand = operand;
@@ -152,13 +153,17 @@ void init_engine(py::module_& m) {
              o.threads = threads;
              o.sync_every = sync_every;
              o.delta = delta;
+             o.memory_budget = memory_budget;
+             o.n_readers = n_readers;
+             o.ring_bytes = ring_bytes;
              py::gil_scoped_release release;
              return Engine::open(o);
            }),
            py::kw_only(), py::arg("model_dir"), py::arg("run_dir"), py::arg("kind"), py::arg("trains"),
            py::arg("sparsity"), py::arg("noise"), py::arg("queries"), py::arg("weight_decay"),
            py::arg("dtype"), py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"),
-           py::arg("threads"), py::arg("sync_every"), py::arg("delta"))
+           py::arg("threads"), py::arg("sync_every"), py::arg("delta"), py::arg("fraction"), py::arg("index"),
+           py::arg("memory_budget"), py::arg("n_readers"), py::arg("ring_bytes"))
       .def("start", &Engine::start, py::arg("lr"), py::arg("eps"))
       .def_property_readonly("started", &Engine::started)
       .def_property_readonly("lr", &Engine::lr)
@@ -168,6 +173,18 @@ void init_engine(py::module_& m) {
       .def_property_readonly("notes", &Engine::notes)
       .def_property_readonly("n_trained", &Engine::n_trained)
       .def_property_readonly("working_copy_bytes", &Engine::working_copy_bytes)
+      .def_property_readonly("bytes_by_purpose",
+                             [](const Engine& e) {
+                               py::dict out;
+                               for (const auto& [name, n] : e.bytes_by_purpose()) out[py::str(name)] = n;
+                               return out;
+                             })
+      .def_property_readonly("traffic",
+                             [](const Engine& e) {
+                               const Traffic t = e.traffic();
+                               return py::make_tuple(t.bytes_read, t.stall_s);
+                             },
+                             "(bytes read by streaming, seconds waited for it) since it was opened")
       .def_property_readonly("max_length", [](const Engine& e) { return e.model_config().max_length(); })
       .def_property_readonly("vocab_size", [](const Engine& e) { return e.model_config().vocab_size; })
       .def_property_readonly("header_json", [](const Engine& e) { return to_json(e.header()); })

@@ -88,12 +88,14 @@ void Engine::save_delta(const std::string& path) {
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     const TensorMethod& method = m.selection.tensors[id];
     if (!method.trained) continue;
-    const WeightView w = m.store->weight(id);
+    const WeightView w = m.store->overlay(id) ? m.store->shape(id) : m.store->weight(id);
     StateTensor t;
     t.name = m.parameters[id].name;
     t.dtype = w.dtype;
-    t.packed = has_implicit_support(method);
-    if (t.packed) {
+    t.packed = m.store->overlay(id) || has_implicit_support(method);
+    if (const IndexOverlay* o = m.store->overlay(id)) {
+      t.shape = {o->n()};
+    } else if (t.packed) {
       int64_t n = 0;
       for_each_support(m, id, [&](const std::vector<int64_t>& at) { n += static_cast<int64_t>(at.size()); });
       t.shape = {n};
@@ -109,6 +111,10 @@ void Engine::save_delta(const std::string& path) {
     std::vector<uint8_t> values;
     std::vector<int8_t> tail;
     for (size_t i = 0; i < ids.size(); ++i) {
+      if (const IndexOverlay* o = m.store->overlay(ids[i])) {
+        sink.write(i, o->value.data(), nullptr, o->n());
+        continue;
+      }
       const WeightView w = m.store->weight(ids[i]);
       if (!tensors[i].packed) {
         sink.write(i, w.data, w.tail, w.n());
@@ -130,13 +136,22 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
     check<ArgumentError>(id < m.parameters.size() && m.selection.tensors[id].trained, "delta",
                          where + " holds '" + t.name +
                              "', which this method does not train; open it with the method it was made by");
-    const WeightView w = m.store->weight(id);
+    IndexOverlay* const overlay = m.store->overlay(id);
+    const WeightView w = overlay ? m.store->shape(id) : m.store->weight(id);
     check<ArgumentError>(t.dtype == w.dtype, "delta",
                          where + " holds '" + t.name + "' as " + values_name(t.dtype) + ", this run keeps " +
                              values_name(w.dtype) + "; set values to match");
     const size_t i = static_cast<size_t>(file.find(t.name));
     const uint8_t* values = static_cast<const uint8_t*>(file.values(i));
     const int8_t* tail = file.tail(i);
+    if (overlay) {
+      check<FormatError>(t.packed && t.n() == overlay->n(), "delta",
+                         where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
+                             std::to_string(overlay->n()) + "; was it made with another index set?");
+      std::memcpy(overlay->value.data(), values, static_cast<size_t>(overlay->n()) * sizeof(float));
+      file.release(i);
+      continue;
+    }
     if (!t.packed) {
       check<FormatError>(t.n() == w.n(), "delta",
                          where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
@@ -182,17 +197,23 @@ void Engine::save_generation() {
   std::vector<uint32_t> ids;
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     if (!m.selection.tensors[id].trained) continue;
-    const WeightView w = m.store->weight(id);
+    const IndexOverlay* const overlay = m.store->overlay(id);
+    const WeightView w = overlay ? m.store->shape(id) : m.store->weight(id);
     StateTensor t;
     t.name = m.parameters[id].name;
     t.dtype = w.dtype;
-    t.shape = {w.rows, w.cols};
+    t.packed = overlay != nullptr;
+    t.shape = overlay ? std::vector<int64_t>{overlay->n()} : std::vector<int64_t>{w.rows, w.cols};
     tensors.push_back(std::move(t));
     ids.push_back(id);
   }
   const std::string folder = m.options.run_dir + "/generations";
   write_generation(folder, state_header(m), tensors, [&](StateSink& sink) {
     for (size_t i = 0; i < ids.size(); ++i) {
+      if (const IndexOverlay* o = m.store->overlay(ids[i])) {
+        sink.write(i, o->value.data(), nullptr, o->n());
+        continue;
+      }
       const WeightView w = m.store->weight(ids[i]);
       sink.write(i, w.data, w.tail, w.n());
     }
@@ -201,36 +222,54 @@ void Engine::save_generation() {
   m.newest_generation = m.n_committed;
 }
 
+// The best of three times that `replay` takes.
+template <class Replay>
+static double seconds_of(const Replay& replay) {
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < 3; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    replay();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
 double Engine::Impl::measure_replay_rate() {
   constexpr int64_t kElements = 1 << 17;
-  int64_t n_all = 0;
-  WeightView sample;
+  int64_t n_all = 0, most = 0;
+  uint32_t largest = 0;
+  const auto n_of = [&](uint32_t id) {
+    return store->overlay(id) ? store->overlay(id)->n() : store->shape(id).n();
+  };
   for (uint32_t id = 0; id < parameters.size(); ++id) {
     if (!selection.tensors[id].trained) continue;
-    const WeightView w = store->weight(id);
-    n_all += w.n();
-    if (w.n() > sample.n()) sample = w;
+    n_all += n_of(id);
+    if (n_of(id) > most) most = n_of(id), largest = id;
   }
+  const TensorMethod& method = selection.tensors[largest];
+  PendingRecord record;
+  record.c.assign(static_cast<size_t>(header.method.queries), 0.0f);
+  // On a copy: only a committed record may touch what trains (I1).
+  if (const IndexOverlay* overlay = store->overlay(largest)) {
+    IndexOverlay copy = *overlay;
+    const WeightView shape = store->shape(largest);
+    const double s = seconds_of(
+        [&] { catch_up_rows(shape, &copy, method, header.seed, {record}, kernels, 0, shape.rows); });
+    return s / static_cast<double>(copy.n()) * static_cast<double>(n_all) / pool.size();
+  }
+  WeightView sample = store->weight(largest);
   const int64_t rows = std::clamp<int64_t>(kElements / sample.cols, 1, sample.rows);
   const int64_t n = rows * sample.cols;
-  // On a copy: only a committed record may touch a working copy (I1).
   std::vector<uint8_t> values(static_cast<size_t>(n * element_bytes(sample.dtype)));
   std::vector<int8_t> tail(sample.tail ? static_cast<size_t>(n) : 0);
   std::memcpy(values.data(), sample.data, values.size());
   if (sample.tail) std::memcpy(tail.data(), sample.tail, tail.size());
-  const TensorMethod& method = selection.tensors[sample.tensor_id];
   sample.data = values.data();
   sample.tail = tail.empty() ? nullptr : tail.data();
   sample.rows = rows;
-  PendingRecord record;
-  record.c.assign(static_cast<size_t>(header.method.queries), 0.0f);
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < 3; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    catch_up_rows(sample, method, header.seed, {record}, kernels, 0, rows);
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-  }
-  return best / static_cast<double>(n) * static_cast<double>(n_all) / pool.size();
+  const double s =
+      seconds_of([&] { catch_up_rows(sample, nullptr, method, header.seed, {record}, kernels, 0, rows); });
+  return s / static_cast<double>(n) * static_cast<double>(n_all) / pool.size();
 }
 
 uint32_t Engine::Impl::load_newest_generation() {

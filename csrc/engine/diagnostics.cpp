@@ -36,10 +36,15 @@ double Engine::surviving_perturbation(float eps, uint32_t noise_step) {
   constexpr int64_t kRows = 8,
                     kEvery = 16;  // 8 rows of every 128: millions of elements are plenty for two digits
   double dot = 0, made = 0, wanted = 0;
+  const auto add = [&](double want, double got) {
+    dot += want * got;
+    made += got * got;
+    wanted += want * want;
+  };
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     const TensorMethod& method = m.selection.tensors[id];
+    if (!method.trained || m.parameters[id].rows == 1 || m.store->overlay(id)) continue;
     const WeightView w = m.store->weight(id);
-    if (!method.trained || w.rows == 1) continue;
     OperandJob job;
     job.w = w;
     job.dir = direction_of(method, id, m.header.seed, noise_step, 0);
@@ -61,10 +66,31 @@ double Engine::surviving_perturbation(float eps, uint32_t noise_step) {
           const double made_z = job.mode == OperandMode::split
                                     ? minus.at(r * minus.ld + c)
                                     : (plus.at(r * plus.ld + c) - minus.at(r * minus.ld + c)) / (2.0 * eps);
-          dot += want * made_z;
-          made += made_z * made_z;
-          wanted += want * want;
+          add(want, made_z);
         }
+      }
+    }
+  }
+  for (uint32_t id = 0; id < m.parameters.size(); ++id) {
+    const IndexOverlay* const o = m.store->overlay(id);
+    if (o == nullptr) continue;
+    OperandJob job;
+    job.w = m.store->shape(id);
+    job.dir = direction_of(m.selection.tensors[id], id, m.header.seed, noise_step, 0);
+    job.mode = m.header.operand;
+    job.compute = m.header.compute;
+    job.eps = eps;
+    OperandJob exact = job;
+    exact.mode = OperandMode::split;
+    exact.compute = Compute::f32;
+    std::vector<float> row(static_cast<size_t>(job.w.cols)), plus(row), minus(row), z(row);
+    for (int64_t r = 0; r < job.w.rows; ++r) {
+      const size_t at = static_cast<size_t>(r);
+      patch_operands(*o, job, r, 1, DType::F32, job.w.cols, plus.data(), minus.data());
+      patch_operands(*o, exact, r, 1, DType::F32, job.w.cols, nullptr, z.data());
+      for (uint32_t i = o->row_begin[at]; i < o->row_begin[at + 1]; ++i) {
+        const size_t c = o->col[i];
+        add(z[c], job.mode == OperandMode::split ? minus[c] : (plus[c] - minus[c]) / (2.0 * eps));
       }
     }
   }

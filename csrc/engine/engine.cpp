@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "engine/engine_impl.h"
 #include "model/catch_up.h"
+#include "model/workspace.h"
 #include "update/rule.h"
 
 namespace smezo {
@@ -18,7 +19,17 @@ Compute compute_for(const std::string& dtype, DType base) {
   return base == DType::F32 ? Compute::f32 : Compute::bf16;
 }
 
-DType values_for(const std::string& name) { return name == "auto" ? DType::BF16T8 : values_from_name(name); }
+DType values_for(const std::string& name, const MethodConfig& method) {
+  if (name == "auto") return method.has_index_set() ? DType::F32 : DType::BF16T8;
+  const DType values = values_from_name(name);
+  check<ArgumentError>(!method.has_index_set() || values == DType::F32, "values",
+                       name + " for an index set, expected fp32: its values lie beside the base");
+  return values;
+}
+
+// What a run holds beside what is counted one by one: tables of names and places, threads' stacks, the
+// journal's buffers.
+constexpr int64_t kOtherBytes = int64_t{6} << 20;
 
 }  // namespace
 
@@ -35,10 +46,21 @@ Engine::Impl::Impl(const EngineOptions& o)
   const std::vector<bool> trained = trained_tensors(o.method, parameters);
   std::vector<TensorRequest> requests;
   for (size_t id = 0; id < parameters.size(); ++id) {
-    requests.push_back({parameters[id].name, parameters[id].rows, parameters[id].cols, trained[id]});
+    const ParameterSpec& p = parameters[id];
+    const bool in_vocabulary = p.rows > 1 && !p.block_linear;
+    requests.push_back({p.name, p.rows, p.cols, trained[id] && !o.method.has_index_set(),
+                        in_vocabulary ? kVocabularyBlock : 1});
   }
-  const DType values = values_for(o.values);
-  store = Store::open(o.model_dir, requests, values, pool);
+  const DType values = values_for(o.values, o.method);
+  if (o.memory_budget > 0) {
+    StreamOptions stream;
+    stream.budget_bytes = o.memory_budget;
+    stream.ring_bytes = o.ring_bytes;
+    stream.n_readers = o.n_readers;
+    store = Store::open_streamed(o.model_dir, requests, values, stream, pool);
+  } else {
+    store = Store::open(o.model_dir, requests, values, pool);
+  }
   model = std::make_unique<Model>(config, *store);
 
   header.instruction_set = numerics_name(isa);
@@ -49,6 +71,15 @@ Engine::Impl::Impl(const EngineOptions& o)
   header.operand = operand_from_name(o.operand);
   header.reduction = reduction_from_name(o.reduction);
   header.seed = o.seed;
+
+  if (o.method.has_index_set()) {
+    header.method.index_hash = hash_of_index(o.method.index);
+    place_index_sets(o.method, trained, o.seed, *store);
+  }
+  check<BudgetError>(
+      o.memory_budget == 0 || fixed_bytes() < o.memory_budget, "memory_budget",
+      std::to_string(o.memory_budget) + " bytes, expected more than the " + std::to_string(fixed_bytes()) +
+          " that working copies, index sets and the ring for streamed weights take before any batch");
 
   if (!o.run_dir.empty()) {
     make_folders(o.run_dir);
@@ -153,6 +184,23 @@ std::vector<Branch> Engine::training_branches(float eps) const {
   return out;
 }
 
+int64_t Engine::Impl::fixed_bytes() const {
+  return store->working_copy_bytes() + store->overlay_bytes() + store->ring_bytes() + kOtherBytes;
+}
+
+// Whatever the batch leaves of the budget holds units that need not be read again.
+void Engine::Impl::make_room(const Batch& batch, const VisitContext& visit, bool want_logits) {
+  forward_bytes = model->forward_bytes(batch, visit, want_logits);
+  if (options.memory_budget == 0) return;
+  const int64_t left = options.memory_budget - fixed_bytes() - forward_bytes;
+  check<BudgetError>(left >= 0, "memory_budget",
+                     std::to_string(options.memory_budget) + " bytes, expected at least " +
+                         std::to_string(options.memory_budget - left) + " for a batch of " +
+                         std::to_string(batch.tokens.size()) +
+                         " tokens; allow more, or use fewer or shorter texts a batch");
+  store->set_resident_bytes(left);
+}
+
 ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branches, uint32_t noise_step,
                           bool want_logits) {
   Impl& m = *impl_;
@@ -167,6 +215,7 @@ ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branche
   visit.methods = &m.selection.tensors;
   visit.pending = [&m](uint32_t id) -> const std::vector<PendingRecord>& { return m.pending->of(id); };
   visit.caught_up = [&m](uint32_t id) { m.pending->caught_up(id); };
+  m.make_room(batch, visit, want_logits);
   ForwardResult f = m.model->forward(batch, visit, want_logits);
   ProbeResult out;
   out.branches = branches;
@@ -234,6 +283,15 @@ const RunHeader& Engine::header() const { return impl_->header; }
 const std::vector<ParameterSpec>& Engine::parameters() const { return impl_->parameters; }
 int Engine::threads() const { return impl_->pool.size(); }
 int64_t Engine::working_copy_bytes() const { return impl_->store->working_copy_bytes(); }
+Traffic Engine::traffic() const { return impl_->store->traffic(); }
+
+std::vector<std::pair<std::string, int64_t>> Engine::bytes_by_purpose() const {
+  const Store& s = *impl_->store;
+  return {
+      {"working copies", s.working_copy_bytes()}, {"index sets", s.overlay_bytes()}, {"ring", s.ring_bytes()},
+      {"resident units", s.resident_bytes()},     {"forward", impl_->forward_bytes}, {"other", kOtherBytes}};
+}
+
 const std::vector<std::string>& Engine::notes() const { return impl_->notes; }
 
 int64_t Engine::n_trained() const {
@@ -247,10 +305,7 @@ std::vector<float> Engine::weights(uint32_t tensor_id) {
                        "tensor id " + std::to_string(tensor_id) + ", expected less than " +
                            std::to_string(impl_->parameters.size()));
   flush();
-  const WeightView w = impl_->store->weight(tensor_id);
-  std::vector<float> out(static_cast<size_t>(w.n()));
-  impl_->kernels.decode(w, 0, w.n(), out.data());
-  return out;
+  return impl_->store->values(tensor_id, impl_->kernels, impl_->pool);
 }
 
 TensorDirection Engine::direction(uint32_t tensor_id, uint32_t step, uint32_t query) const {

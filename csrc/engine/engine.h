@@ -31,6 +31,7 @@
 #include "engine/loss.h"
 #include "engine/run_header.h"
 #include "io/journal.h"
+#include "store/store.h"
 
 namespace smezo {
 
@@ -47,6 +48,10 @@ struct EngineOptions {
   int threads = 0;     // 0: default_threads()
   int sync_every = 1;  // records a sync; a power cut may lose the last sync_every - 1 of them
   std::string delta;   // starting delta, or ""
+  // Bytes the run may hold above what the process had when it was opened; 0: no limit, everything resident.
+  int64_t memory_budget = 0;
+  int n_readers = 2;       // threads that read weights ahead; 0: none
+  int64_t ring_bytes = 0;  // 0: chosen
 };
 
 // What a probe found out. Branch order is the caller's.
@@ -98,6 +103,9 @@ class Engine {
   const std::vector<ParameterSpec>& parameters() const;
   int threads() const;
   int64_t working_copy_bytes() const;
+  Traffic traffic() const;
+  // What the store and the last forward hold, by purpose.
+  std::vector<std::pair<std::string, int64_t>> bytes_by_purpose() const;
   int64_t n_trained() const;  // elements selected, over all tensors
   const std::vector<std::string>& notes()
       const;  // what a user should be told once (another instruction set, a dropped tail, ...)

@@ -19,6 +19,8 @@ struct Engine::Impl {
   void resume(const std::vector<bool>& trained);
   PendingRecord pending_of(const Record& r) const;
   void flush() { pending->flush(); }
+  int64_t fixed_bytes() const;  // what does not depend on the batch
+  void make_room(const Batch& batch, const VisitContext& visit, bool want_logits);  // BudgetError
 
   // checkpoint.cpp
   std::string delta_hash(const std::string& path);  // identity of a starting delta, kept in the header
@@ -49,6 +51,7 @@ struct Engine::Impl {
   double seconds_per_record = 0;
   int n_unsynced = 0;
   bool is_started = false;
+  int64_t forward_bytes = 0;  // of the last probe
 };
 
 }  // namespace smezo

@@ -1,9 +1,14 @@
 #include "engine/method.h"
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include "base/error.h"
+#include "direction/index_set.h"
 #include "direction/threshold.h"
+#include "io/safetensors.h"
+#include "store/content_hash.h"
 
 namespace smezo {
 namespace {
@@ -23,7 +28,8 @@ struct KindRow {
 constexpr KindRow kKinds[] = {{"mezo", MaskKind::all},
                               {"random-mask", MaskKind::random},
                               {"largest-mask", MaskKind::large},
-                              {"sparse-mezo", MaskKind::small}};
+                              {"sparse-mezo", MaskKind::small},
+                              {"sensitive", MaskKind::all}};
 
 const KindRow& kind_row(const std::string& name) {
   std::string known;
@@ -63,6 +69,10 @@ void check_method(const MethodConfig& m) {
       m.sparsity >= 0 && m.sparsity < 1, "method",
       "sparsity " + std::to_string(m.sparsity) +
           ", expected 0 <= sparsity < 1: it is the frozen fraction, and at 1 nothing would train");
+  check<ArgumentError>(!m.has_index_set() || !m.index.empty() || (m.fraction > 0 && m.fraction <= 0.5),
+                       "method",
+                       "fraction " + std::to_string(m.fraction) +
+                           ", expected more than 0 and at most 0.5: the share of each tensor that trains");
   check<ArgumentError>(m.queries >= 1 && m.queries <= kMaxQueries, "method",
                        std::to_string(m.queries) + " queries, expected 1 to " + std::to_string(kMaxQueries));
   check<ArgumentError>(
@@ -76,6 +86,9 @@ std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<Param
   for (const ParameterSpec& p : parameters) {
     const bool t =
         m.trains == "all" || (m.trains == "linear" ? p.block_linear : glob(m.trains.c_str(), p.name.c_str()));
+    check<ArgumentError>(
+        !t || !m.has_index_set() || p.block_linear, "method",
+        "an index set on '" + p.name + "', expected only linear weights of the decoder blocks");
     out.push_back(t);
     any |= t;
   }
@@ -86,6 +99,62 @@ std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<Param
   return out;
 }
 
+std::string hash_of_index(const std::string& path) {
+  if (path.empty()) return "";
+  const std::string content = read_all(path);
+  return hash_text(hash_bytes(content.data(), static_cast<int64_t>(content.size())));
+}
+
+namespace {
+
+std::vector<int64_t> listed(const Safetensors& file, const TensorEntry& t) {
+  check<FormatError>(t.dtype == "I32" || t.dtype == "I64", "index set",
+                     "'" + t.name + "' is " + t.dtype + ", expected I32 or I64 element numbers");
+  std::vector<int64_t> out(static_cast<size_t>(t.n));
+  if (t.dtype == "I64") {
+    file.read(t, 0, t.n_bytes, out.data());
+    return out;
+  }
+  std::vector<int32_t> narrow(out.size());
+  file.read(t, 0, t.n_bytes, narrow.data());
+  std::copy(narrow.begin(), narrow.end(), out.begin());
+  return out;
+}
+
+}  // namespace
+
+std::vector<int64_t> place_index_sets(const MethodConfig& m, const std::vector<bool>& trained,
+                                      uint64_t run_seed, Store& store) {
+  std::vector<int64_t> n_of(trained.size(), 0);
+  std::unique_ptr<Safetensors> file;
+  if (!m.index.empty()) {
+    file = std::make_unique<Safetensors>(Safetensors::open(m.index));
+    for (const TensorEntry& t : file->tensors()) {
+      bool known = false;
+      for (uint32_t id = 0; id < trained.size(); ++id)
+        known |= trained[id] && store.request(id).name == t.name;
+      check<FormatError>(known, "index set",
+                         m.index + " lists elements of '" + t.name +
+                             "', expected linear weights of this model's blocks; another model's file?");
+    }
+  }
+  for (uint32_t id = 0; id < trained.size(); ++id) {
+    if (!trained[id]) continue;
+    const TensorRequest& r = store.request(id);
+    std::vector<int64_t> elements;
+    if (file) {
+      if (const TensorEntry* t = file->find(r.name)) elements = listed(*file, *t);
+    } else {
+      const int64_t n = r.rows * r.cols, k = n_indexed(n, m.fraction);
+      elements.reserve(static_cast<size_t>(k));
+      for (int64_t i = 0; i < k; ++i) elements.push_back(random_index_at(run_seed, id, n, k, i));
+    }
+    n_of[id] = static_cast<int64_t>(elements.size());
+    store.set_overlay(id, make_overlay(elements, r.rows, r.cols));
+  }
+  return n_of;
+}
+
 Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store, ThreadPool& pool) {
   Selection s;
   const MaskKind kind = kind_row(m.kind).mask;
@@ -94,7 +163,9 @@ Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store&
     t.trained = trained[id];
     t.noise = m.noise;
     int64_t n_selected = 0;
-    if (t.trained) {
+    if (t.trained && store.overlay(id)) {
+      n_selected = store.overlay(id)->n();
+    } else if (t.trained) {
       const WeightView w = store.weight(id);
       n_selected = w.n();
       // At sparsity 0 every mask is the whole tensor, so that all kinds equal MeZO bit for bit.

@@ -11,12 +11,18 @@
 namespace smezo {
 
 struct MethodConfig {
-  std::string kind = "mezo";      // mezo | random-mask | largest-mask | sparse-mezo
+  std::string kind = "mezo";      // mezo | random-mask | largest-mask | sparse-mezo | sensitive
   std::string trains = "linear";  // linear | all | a glob pattern over parameter names
   double sparsity = 0;            // frozen fraction, 0 <= sparsity < 1
   NoiseKind noise = NoiseKind::gaussian8;
   int queries = 1;
   double weight_decay = 0;  // lambda; matrices only
+  // sensitive: what trains is an index set, the base stays as it is. A share of each tensor at random, or a
+  // file that holds sorted element numbers under the names of tensors (safetensors, I32 or I64).
+  double fraction = 0;
+  std::string index;       // path of the file; "": random
+  std::string index_hash;  // of its content; filled when it is opened
+  bool has_index_set() const { return kind == "sensitive"; }
 };
 
 NoiseKind noise_from_name(const std::string& name);  // ArgumentError lists the known ones
@@ -24,6 +30,12 @@ const char* noise_name(NoiseKind kind);
 
 // ArgumentError: unknown kind, sparsity or queries out of range, weight decay not finite or negative.
 void check_method(const MethodConfig& m);
+
+// Puts the method's index sets into the store and returns how many elements each tensor's has. FormatError:
+// the file has no list for a trained tensor, or a list of another tensor.
+std::vector<int64_t> place_index_sets(const MethodConfig& m, const std::vector<bool>& trained,
+                                      uint64_t run_seed, Store& store);
+std::string hash_of_index(const std::string& path);  // "" for ""
 
 // Does the method train this parameter? ArgumentError when nothing of the model matches.
 std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<ParameterSpec>& parameters);
@@ -35,6 +47,7 @@ struct Selection {
   std::vector<TensorMethod> tensors;  // [n_tensors]
   std::vector<int64_t> n_selected;    // [n_tensors], 0 when not trained
 };
+// The index sets go into the store as overlays.
 Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store, ThreadPool& pool);
 
 }  // namespace smezo

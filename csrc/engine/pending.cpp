@@ -50,7 +50,7 @@ void Pending::flush() {
   for (uint32_t id = 0; id < methods_.size(); ++id) {
     if (!methods_[id].trained || watermark_[id] == tail_) continue;
     const std::vector<PendingRecord> records = of(id);
-    catch_up_tensor(store_.weight(id), methods_[id], run_seed_, records, kernels_, pool_);
+    catch_up_tensor(store_, id, methods_[id], run_seed_, records, kernels_, pool_);
     watermark_[id] = tail_;
   }
   drop_applied();

@@ -89,7 +89,7 @@ Rates measure_rates(const Kernels& kernels, ThreadPool& pool, double seconds) {
                          kernels.produce(job, 0, kRows, l.plus.get(), l.minus.get());
                        });
   out.updates_per_s = 1.0 * kRows * kCols * best_rate(pool, seconds / 3, [&](int64_t i) {
-                        catch_up_rows(lane(i).w, method, 0, {record}, kernels, 0, kRows);
+                        catch_up_rows(lane(i).w, nullptr, method, 0, {record}, kernels, 0, kRows);
                       });
   return out;
 }

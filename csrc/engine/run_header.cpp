@@ -70,6 +70,10 @@ std::string to_json(const RunHeader& h) {
   m.set("noise", noise_name(h.method.noise));
   m.set("queries", h.method.queries);
   m.set("weight_decay", h.method.weight_decay);
+  if (h.method.has_index_set()) {
+    m.set("fraction", h.method.fraction);
+    m.set("index_hash", h.method.index_hash);
+  }
   Json masks = Json::array();
   for (size_t i = 0; i < h.masks.size(); ++i) {
     const Mask& k = h.masks[i];
@@ -115,6 +119,10 @@ RunHeader run_header_from_json(const std::string& text) {
   h.method.noise = noise_from_name(m.at("noise", what).as_string(what));
   h.method.queries = static_cast<int>(m.at("queries", what).as_int(what));
   h.method.weight_decay = m.at("weight_decay", what).as_double(what);
+  if (h.method.has_index_set()) {
+    h.method.fraction = m.at("fraction", what).as_double(what);
+    h.method.index_hash = m.at("index_hash", what).as_string(what);
+  }
   h.values = values_from_name(str("values"));
   h.compute = value_of(kComputes, "compute", str("compute"));
   h.operand = operand_from_name(str("operand"));
@@ -148,6 +156,8 @@ std::string difference(const RunHeader& a, const RunHeader& b) {
   differ("noise", noise_name(a.method.noise), noise_name(b.method.noise));
   differ("queries", std::to_string(a.method.queries), std::to_string(b.method.queries));
   differ("weight decay", std::to_string(a.method.weight_decay), std::to_string(b.method.weight_decay));
+  differ("fraction", std::to_string(a.method.fraction), std::to_string(b.method.fraction));
+  differ("index file's hash", a.method.index_hash, b.method.index_hash);
   differ("seed", std::to_string(a.seed), std::to_string(b.seed));
   differ("values", values_name(a.values), values_name(b.values));
   differ("dtype", name_of(kComputes, a.compute), name_of(kComputes, b.compute));

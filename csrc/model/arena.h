@@ -42,6 +42,7 @@ class Arena {
   }
 
   int64_t size_bytes() const { return size_bytes_; }
+  int64_t used_bytes() const { return used_bytes_; }  // of the pass over the requests so far
 
  private:
   struct Free {

@@ -20,13 +20,14 @@ inline TensorDirection direction_of(const TensorMethod& m, uint32_t tensor_id, u
 }
 
 // All records, oldest first, on rows [row0, row0 + n_rows): a strip stays in cache while they are applied.
-// Weight decay moves matrices only, as in MeZO's code: norms and biases (rows == 1) are left alone.
-void catch_up_rows(const WeightView& w, const TensorMethod& method, uint64_t run_seed,
+// With an overlay its values are what is written, and w tells shape and id only. Weight decay moves matrices
+// only, as in MeZO's code: norms and biases (rows == 1) are left alone.
+void catch_up_rows(const WeightView& w, IndexOverlay* overlay, const TensorMethod& method, uint64_t run_seed,
                    const std::vector<PendingRecord>& records, const Kernels& kernels, int64_t row0,
                    int64_t n_rows);
 
-// The same for a whole tensor, rows split over the pool.
-void catch_up_tensor(const WeightView& w, const TensorMethod& method, uint64_t run_seed,
+// The same for a whole tensor of the store, rows split over the pool.
+void catch_up_tensor(Store& store, uint32_t tensor_id, const TensorMethod& method, uint64_t run_seed,
                      const std::vector<PendingRecord>& records, const Kernels& kernels, ThreadPool& pool);
 
 }  // namespace smezo

@@ -244,8 +244,14 @@ void check_keys(const Json& json) {
 }
 
 void check_fixed(const Keys& keys, const Family& family) {
-  if (keys.get("quantization_config"))
-    refuse("'quantization_config' is there, expected a base in F32, F16 or BF16");
+  if (const Json* q = keys.get("quantization_config")) {
+    const Json* method = q->find("quant_method");
+    const bool known = method && method->is_string() && method->as_string("") == "bitsandbytes";
+    if (!known)
+      refuse(
+          "'quantization_config' is not bitsandbytes', expected a base in F32, F16, BF16, or NF4 or int8 as "
+          "it writes them");
+  }
   if (keys.get("hidden_act") && keys.get("hidden_act")->as_string("'hidden_act' of config.json") != "silu")
     refuse("'hidden_act' is " + keys.get("hidden_act")->dump() + ", expected \"silu\"");
   if (keys.number("pretraining_tp", 1) != 1)

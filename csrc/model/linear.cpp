@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 #include <string>
 
@@ -143,7 +144,7 @@ void Weights::catch_up(int64_t id) {
   const uint32_t tensor = static_cast<uint32_t>(id);
   const std::vector<PendingRecord>& records = context_.pending(tensor);
   if (records.empty()) return;
-  catch_up_tensor(store_.weight(tensor), (*context_.methods)[tensor], context_.run_seed, records, kernels_,
+  catch_up_tensor(store_, tensor, (*context_.methods)[tensor], context_.run_seed, records, kernels_,
                   *context_.pool);
   context_.caught_up(tensor);
 }
@@ -220,7 +221,24 @@ Weights::Operands Weights::operands_at(char* scratch, int64_t k) const {
   return {scratch, scratch + strip_bytes(k) / 2};
 }
 
+// All branches of a base with an overlay share one operand but for the elements of the set.
+void Weights::make_over_base(const BranchGroup& g, const StripRows& rows, const Operands& to) const {
+  const int64_t ld_bytes = operand_row_bytes(context_.compute, rows.w->cols);
+  const bool split = g.eps > 0 && context_.mode == OperandMode::split;
+  char* const minus = g.eps > 0 && (split || g.minus >= 0) ? to.minus : nullptr;
+  make(job_for(*rows.w, BranchGroup{}, context_.mode, context_.compute), rows, ld_bytes, to.plus, nullptr);
+  if (split) {
+    std::memset(minus, 0, static_cast<size_t>(rows.n * ld_bytes));
+  } else if (minus) {
+    std::memcpy(minus, to.plus, static_cast<size_t>(rows.n * ld_bytes));
+  }
+  patch_operands(*rows.overlay, job_for(*rows.w, g, context_.mode, context_.compute), rows.row0, rows.n,
+                 kernels_.operand_dtype(context_.compute),
+                 kernels_.operand_ld(context_.compute, rows.w->cols), to.plus, minus);
+}
+
 void Weights::make_group(const BranchGroup& g, const StripRows& rows, const Operands& to) const {
+  if (rows.overlay) return make_over_base(g, rows, to);
   const OperandJob job = job_for(rows.any(), g, context_.mode, context_.compute);
   const bool split = g.eps > 0 && context_.mode == OperandMode::split;
   make(job, rows, operand_row_bytes(context_.compute, job.w.cols),
@@ -288,15 +306,15 @@ std::vector<Unit> Weights::units_of_gated(int64_t gate, int64_t up) const {
 }
 
 Weights::Visit Weights::begin_visit(const Unit& unit) const {
-  Visit v{unit.tensor_id, unit, store_.acquire(unit), {}};
+  Visit v{unit.tensor_id, unit, store_.acquire(unit), store_.overlay(unit.tensor_id), {}};
   if (trained(v.id) && context_.pending) v.records = context_.pending(unit.tensor_id);
   return v;
 }
 
 void Weights::catch_up_strip(const Visit& v, int64_t row0, int64_t n) const {
   if (v.records.empty()) return;
-  catch_up_rows(v.w, (*context_.methods)[static_cast<size_t>(v.id)], context_.run_seed, v.records, kernels_,
-                row0, n);
+  catch_up_rows(v.w, v.overlay, (*context_.methods)[static_cast<size_t>(v.id)], context_.run_seed, v.records,
+                kernels_, row0, n);
 }
 
 void Weights::end_visit(const Visit& v) const {
@@ -339,8 +357,8 @@ void Weights::multiply(const std::vector<LinearPart>& parts, int64_t k, const st
       catch_up_strip(v, row0, s.n);
       std::vector<float*> out(p.out);
       for (float*& o : out) o += row0 * ld;
-      multiply_strip(p.weight, {&v.w, nullptr, row0, s.n, nullptr}, packed, n_panels, out, ld, epilogue,
-                     scratch[static_cast<size_t>(thread)]);
+      multiply_strip(p.weight, {&v.w, nullptr, row0, s.n, nullptr, v.overlay}, packed, n_panels, out, ld,
+                     epilogue, scratch[static_cast<size_t>(thread)]);
       for (int b = 0; b < n_branches(); ++b)
         add_bias(p.bias, b, row0, s.n, n_panels, out[static_cast<size_t>(b)], ld);
     });
@@ -376,8 +394,8 @@ void Weights::multiply_gated_unit(const GatedPart& part, const Visit& gate, cons
     float* const up_sums = gate_sums + strip_rows(k) * kGatedLd;
     for (const BranchGroup& g : groups(trained(part.gate) ? part.gate : part.up)) {
       const BranchGroup &gate_group = own_group(part.gate, g), &up_group = own_group(part.up, g);
-      make_group(gate_group, {&gate.w, nullptr, s.row0, s.n, nullptr}, gate_operands);
-      make_group(up_group, {&up.w, nullptr, s.row0, s.n, nullptr}, up_operands);
+      make_group(gate_group, {&gate.w, nullptr, s.row0, s.n, nullptr, gate.overlay}, gate_operands);
+      make_group(up_group, {&up.w, nullptr, s.row0, s.n, nullptr, up.overlay}, up_operands);
       for (int64_t block = 0; block < n_blocks; ++block) {
         const int64_t p0 = block * n_panels / n_blocks, np = (block + 1) * n_panels / n_blocks - p0;
         for (const int b : g.branches) {

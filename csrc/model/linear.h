@@ -30,6 +30,7 @@ struct StripRows {
   int64_t row0 = 0;
   int64_t n = 0;
   const int32_t* list = nullptr;
+  const IndexOverlay* overlay = nullptr;  // range only
   const WeightView& any() const { return list ? views->at(list[0]) : *w; }
 };
 
@@ -104,6 +105,7 @@ class Weights {
     int64_t id;
     Unit unit;
     WeightView w;
+    IndexOverlay* overlay;
     std::vector<PendingRecord> records;  // a copy: asking for the next tensor's may move them
   };
   struct Operands {
@@ -127,6 +129,7 @@ class Weights {
   }
   OperandJob job_for(const WeightView& w, const BranchGroup& g, OperandMode mode, Compute compute) const;
   Operands operands_at(char* scratch, int64_t k) const;
+  void make_over_base(const BranchGroup& g, const StripRows& rows, const Operands& to) const;
   void make_group(const BranchGroup& g, const StripRows& rows, const Operands& to) const;
   void product(const BranchGroup& g, int branch, const Operands& operands, int64_t n_rows, int64_t k,
                const void* packed, int64_t n_panels, Epilogue epilogue, float* out, int64_t ld) const;

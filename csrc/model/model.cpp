@@ -1,6 +1,8 @@
 // The order of a forward: vectors and rope tables, embedding, blocks, head.
 #include "model/model.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "model/batch_check.h"
 #include "model/block.h"
@@ -75,6 +77,19 @@ Model::Model(const ModelConfig& config, Store& store) : impl_(std::make_unique<I
 Model::~Model() = default;
 
 const ModelConfig& Model::config() const { return impl_->config; }
+
+int64_t Model::forward_bytes(const Batch& batch, const VisitContext& context, bool want_logits) const {
+  const ModelConfig& c = impl_->config;
+  Arena arena;
+  const Weights weights(context, impl_->store);
+  int64_t n_bytes = 0;
+  plan_workspace(arena, c, batch, context, weights, &n_bytes);
+  const int64_t n_branches = static_cast<int64_t>(context.branches.size()), row = c.hidden_size * 4;
+  n_bytes += static_cast<int64_t>(batch.tokens.size()) * row;
+  const int64_t n_values = want_logits ? c.vocab_size : std::max<int64_t>(1, batch.n_options);
+  n_bytes += n_branches * static_cast<int64_t>(batch.labels.size()) * n_values * 4;
+  return n_bytes;
+}
 
 ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bool want_logits) {
   check_batch(batch, impl_->config, want_logits);

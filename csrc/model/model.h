@@ -76,6 +76,8 @@ class Model {
   // packed tokens at a time inside a visit (0: all); a segment with its children is never split. I12: results
   // do not depend on it.
   ForwardResult forward(const Batch&, const VisitContext&, bool want_logits = false);
+  // Bytes that such a forward takes beside the store: activations and scratch, rows of the embedding, values.
+  int64_t forward_bytes(const Batch&, const VisitContext&, bool want_logits = false) const;
 
  private:
   struct Impl;

@@ -31,7 +31,7 @@ int64_t longest_attention(const Batch& batch) {
 }  // namespace
 
 Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch, const VisitContext& context,
-                         const Weights& weights) {
+                         const Weights& weights, int64_t* only_bytes) {
   Workspace w;
   w.n_tokens = static_cast<int64_t>(batch.tokens.size());
   w.ld = leading_dimension(w.n_tokens);
@@ -79,6 +79,10 @@ Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch,
   };
   arena.begin();
   assign();
+  if (only_bytes) {
+    *only_bytes = arena.used_bytes();
+    return w;
+  }
   arena.commit();
   assign();
   return w;

@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "base/error.h"
+#include "format/codec.h"
 #include "store/content_hash.h"
 
 namespace smezo {
@@ -21,10 +22,62 @@ const WeightView& RowViews::at(int32_t row) const {
 }
 
 Store::Store(const std::string& folder, std::vector<TensorRequest> requests, DType values)
-    : requests_(std::move(requests)), base_(folder, requests_), values_(values), memory_(requests_.size()) {
+    : requests_(std::move(requests)),
+      base_(folder, requests_),
+      values_(values),
+      memory_(requests_.size()),
+      overlays_(requests_.size()) {
   check<ArgumentError>(
       holds_trained(values), "store",
       std::string("working copies in ") + dtype_name(values) + ", expected F32, BF16 or BF16T8");
+}
+
+template <class Body>
+void Store::for_units(uint32_t id, const Body& body) {
+  std::vector<Unit> units;
+  const int64_t rows = requests_[id].rows, step = unit_rows(id);
+  for (int64_t row0 = 0; row0 < rows; row0 += step) units.push_back({id, row0, std::min(step, rows - row0)});
+  begin_pass(units);
+  for (const Unit& u : units) {
+    body(u, acquire(u));
+    release(u);
+  }
+}
+
+WeightView Store::shape(uint32_t id) const {
+  WeightView w;
+  w.rows = requests_[id].rows, w.cols = requests_[id].cols;
+  w.tensor_id = id;
+  return w;
+}
+
+void Store::set_overlay(uint32_t id, IndexOverlay overlay) {
+  for_units(id, [&](const Unit& u, const WeightView& w) {
+    for (int64_t r = u.row0; r < u.row0 + u.n_rows; ++r) {
+      for (uint32_t i = overlay.row_begin[static_cast<size_t>(r)];
+           i < overlay.row_begin[static_cast<size_t>(r) + 1]; ++i)
+        overlay.value[i] = decode_at(w, r * w.cols + overlay.col[i]);
+    }
+  });
+  overlays_[id] = std::make_unique<IndexOverlay>(std::move(overlay));
+}
+
+int64_t Store::overlay_bytes() const {
+  int64_t n = 0;
+  for (const auto& o : overlays_) n += o ? o->n_bytes() : 0;
+  return n;
+}
+
+std::vector<float> Store::values(uint32_t id, const Kernels& kernels, ThreadPool& pool) {
+  std::vector<float> out(static_cast<size_t>(shape(id).n()));
+  for_units(id, [&](const Unit& u, const WeightView& w) {
+    pool.run(u.n_rows, [&](int64_t i, int) {
+      float* const row = out.data() + (u.row0 + i) * w.cols;
+      kernels.decode(w, (u.row0 + i) * w.cols, w.cols, row);
+      if (overlays_[id]) patch_values(*overlays_[id], u.row0 + i, 1, w.cols, row);
+    });
+  });
+  return out;
 }
 
 std::string Store::fingerprint() const { return hash_text(fingerprint_); }

@@ -9,6 +9,7 @@
 
 #include "base/threads.h"
 #include "base/view.h"
+#include "kernels/overlay.h"
 #include "store/base.h"
 
 namespace smezo {
@@ -41,9 +42,9 @@ struct Traffic {
 };
 
 struct StreamOptions {
-  int64_t ring_bytes = int64_t{32} << 20;
-  int64_t unit_bytes = int64_t{4} << 20;  // at most, but for a tensor whose least unit is larger
-  int n_readers = 2;                      // 0: nothing is read ahead
+  int64_t budget_bytes = 0;
+  int64_t ring_bytes = 0;  // 0: a share of the budget (plan.h)
+  int n_readers = 2;       // 0: nothing is read ahead
 };
 
 class Store {
@@ -68,6 +69,17 @@ class Store {
 
   // The whole tensor: the working copy if trained, else the base. ArgumentError when it is not at hand whole.
   virtual WeightView weight(uint32_t tensor_id) = 0;
+  // The index set of a tensor and its trained values; nullptr: none. It is then the base that weight, acquire
+  // and rows give.
+  IndexOverlay* overlay(uint32_t tensor_id) { return overlays_[tensor_id].get(); }
+  // Puts one there, its values filled from the base.
+  void set_overlay(uint32_t tensor_id, IndexOverlay overlay);
+  int64_t overlay_bytes() const;
+  // Shape and id without data.
+  WeightView shape(uint32_t tensor_id) const;
+  // All of a tensor, fp32, with its overlay. Not during a pass.
+  std::vector<float> values(uint32_t tensor_id, const Kernels& kernels, ThreadPool& pool);
+
   // Elements [e0, e0 + n) of a trained tensor as a fresh working copy would hold them (rounded to 24 bits
   // where values are BF16T8), fp32.
   virtual void base_values(uint32_t tensor_id, int64_t e0, int64_t n, float* out) = 0;
@@ -91,6 +103,7 @@ class Store {
   // Bytes of units that may stay in memory from now on; what is above is let go of. Between passes.
   virtual void set_resident_bytes(int64_t /*n_bytes*/) {}
   virtual int64_t resident_bytes() const { return 0; }  // of units that stay
+  virtual int64_t ring_bytes() const { return 0; }
 
  protected:
   Store(const std::string& folder, std::vector<TensorRequest> requests, DType values);
@@ -108,6 +121,12 @@ class Store {
   uint64_t fingerprint_ = 0;
   std::vector<Block> memory_;  // [n_tensors], of those that have a copy
   int64_t working_copy_bytes_ = 0;
+
+ private:
+  // body(unit, view) for every unit of a tensor, as a pass of its own.
+  template <class Body>
+  void for_units(uint32_t id, const Body& body);
+  std::vector<std::unique_ptr<IndexOverlay>> overlays_;  // [n_tensors]
 };
 
 }  // namespace smezo

@@ -9,8 +9,7 @@
 #include "base/error.h"
 #include "store/content_hash.h"
 #include "store/convert.h"
-#include "store/ring.h"
-#include "store/store.h"
+#include "store/plan.h"
 #include "store/transfer.h"
 
 namespace smezo {
@@ -27,8 +26,8 @@ class Streamed final : public Store {
   Streamed(const std::string& folder, std::vector<TensorRequest> requests, DType values,
            const StreamOptions& options, ThreadPool& pool)
       : Store(folder, std::move(requests), values),
-        options_(options),
-        transfer_(paths_of(base_.file()), options.ring_bytes, options.n_readers),
+        transfer_(paths_of(base_.file()), ring_bytes_for(options, base_, requests_), options.n_readers),
+        unit_bytes_(unit_bytes_for(transfer_.ring_bytes())),
         weights_(requests_.size()) {
     check_ring();
     load(pool);
@@ -37,7 +36,7 @@ class Streamed final : public Store {
   WeightView weight(uint32_t id) override;
   void base_values(uint32_t id, int64_t e0, int64_t n, float* out) override;
   int64_t unit_rows(uint32_t id) const override;
-  int64_t hold_bytes() const override { return options_.ring_bytes / 2; }
+  int64_t hold_bytes() const override { return transfer_.ring_bytes() / 2; }
   int64_t unit_bytes(const Unit& unit) const override {
     return memory_[unit.tensor_id] ? 0 : Transfer::room_for(job_for(unit));
   }
@@ -51,6 +50,7 @@ class Streamed final : public Store {
   }
   void set_resident_bytes(int64_t n_bytes) override;
   int64_t resident_bytes() const override { return kept_bytes_; }
+  int64_t ring_bytes() const override { return transfer_.ring_bytes(); }
 
  private:
   // A unit that stays, by tensor and first row.
@@ -72,8 +72,8 @@ class Streamed final : public Store {
     return {t.shard, t.offset + range.begin, range.n_bytes};
   }
 
-  StreamOptions options_;
   Transfer transfer_;
+  int64_t unit_bytes_;
   std::vector<WeightView> weights_;  // of those in memory_
   std::map<Key, Kept> kept_;
   std::vector<Unit> pass_;
@@ -81,14 +81,13 @@ class Streamed final : public Store {
   int64_t resident_limit_ = 0, kept_bytes_ = 0, small_bytes_read_ = 0;
 };
 
-// A gate and its up are held together, and the ring may lose one unit's room where it wraps.
 void Streamed::check_ring() const {
   for (uint32_t id = 0; id < requests_.size(); ++id) {
     const TensorRequest& r = requests_[id];
     if (r.rows == 1 || r.trained) continue;
     const int64_t most = unit_bytes({id, 0, unit_rows(id)});
-    check<BudgetError>(options_.ring_bytes >= 3 * most, "store",
-                       "a ring of " + std::to_string(options_.ring_bytes) + " bytes, expected at least " +
+    check<BudgetError>(transfer_.ring_bytes() >= 3 * most, "store",
+                       "a ring of " + std::to_string(transfer_.ring_bytes()) + " bytes, expected at least " +
                            std::to_string(3 * most) + ": three units of '" + r.name + "'");
   }
 }
@@ -108,7 +107,7 @@ int64_t Streamed::unit_rows(uint32_t id) const {
   const int64_t step = std::lcm(t.row_multiple(), r.row_step);
   const int64_t row_bytes =
       std::max<int64_t>(1, t.data_range(0, step).n_bytes + t.absmax_range(0, step).n_bytes);
-  return std::min(r.rows, std::max<int64_t>(1, options_.unit_bytes / row_bytes) * step);
+  return std::min(r.rows, std::max<int64_t>(1, unit_bytes_ / row_bytes) * step);
 }
 
 void Streamed::load(ThreadPool& pool) {
@@ -144,7 +143,7 @@ void Streamed::load(ThreadPool& pool) {
   for (uint32_t id = 0; id < requests_.size(); ++id) {
     if (!memory_[id] || base_.tensor(id).dtype != DType::NF4) continue;
     const int64_t step =
-        std::max<int64_t>(1, options_.unit_bytes / requests_[id].cols) * base_.tensor(id).row_multiple();
+        std::max<int64_t>(1, unit_bytes_ / requests_[id].cols) * base_.tensor(id).row_multiple();
     for (int64_t row0 = 0; row0 < requests_[id].rows; row0 += step)
       units.push_back({id, row0, std::min(step, requests_[id].rows - row0)});
   }

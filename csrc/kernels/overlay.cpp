@@ -1,0 +1,94 @@
+#include "kernels/overlay.h"
+
+#include <string>
+
+#include "base/error.h"
+#include "format/half.h"
+#include "kernels/element.h"
+
+namespace smezo {
+namespace {
+
+// An element of the overlay as a stored fp32 weight, so that the element functions take it as any other.
+WeightView as_weight(const WeightView& shape, float* value, int64_t e) {
+  WeightView w = shape;
+  w.data = value;
+  w.tail = nullptr;
+  w.dtype = DType::F32;
+  w.first = e;
+  w.writable = true;
+  return w;
+}
+
+void put(void* strip, DType dtype, int64_t i, float x) {
+  if (dtype == DType::F32) {
+    static_cast<float*>(strip)[i] = x;
+  } else {
+    static_cast<uint16_t*>(strip)[i] = f32_to_bf16(x);
+  }
+}
+
+}  // namespace
+
+int64_t IndexOverlay::n_bytes() const {
+  return static_cast<int64_t>(row_begin.size() * sizeof(uint32_t) + col.size() * sizeof(uint16_t) +
+                              value.size() * sizeof(float));
+}
+
+IndexOverlay make_overlay(const std::vector<int64_t>& elements, int64_t rows, int64_t cols) {
+  check<ArgumentError>(cols <= 65536, "index set",
+                       "a tensor of " + std::to_string(cols) + " columns, expected at most 65536");
+  IndexOverlay o;
+  o.row_begin.assign(static_cast<size_t>(rows) + 1, 0);
+  o.col.reserve(elements.size());
+  int64_t before = -1;
+  for (const int64_t e : elements) {
+    check<ArgumentError>(e > before && e < rows * cols, "index set",
+                         "element " + std::to_string(e) + " after " + std::to_string(before) +
+                             ", expected increasing numbers below " + std::to_string(rows * cols));
+    before = e;
+    ++o.row_begin[static_cast<size_t>(e / cols) + 1];
+    o.col.push_back(static_cast<uint16_t>(e % cols));
+  }
+  for (size_t r = 1; r < o.row_begin.size(); ++r) o.row_begin[r] += o.row_begin[r - 1];
+  o.value.assign(elements.size(), 0.0f);
+  return o;
+}
+
+void patch_operands(const IndexOverlay& o, OperandJob job, int64_t row0, int64_t n_rows, DType strip,
+                    int64_t ld, void* plus, void* minus) {
+  const WeightView shape = job.w;
+  job.dir.mask = Mask{};
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const size_t row = static_cast<size_t>(row0 + r);
+    for (uint32_t i = o.row_begin[row]; i < o.row_begin[row + 1]; ++i) {
+      const int64_t e = (row0 + r) * shape.cols + o.col[i];
+      job.w = as_weight(shape, const_cast<float*>(&o.value[i]), e);
+      const Operands x = operands_at(job, e);
+      if (plus) put(plus, strip, r * ld + o.col[i], x.plus);
+      if (minus && job.eps != 0) put(minus, strip, r * ld + o.col[i], x.minus);
+    }
+  }
+}
+
+void patch_values(const IndexOverlay& o, int64_t row0, int64_t n_rows, int64_t cols, float* values) {
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const size_t row = static_cast<size_t>(row0 + r);
+    for (uint32_t i = o.row_begin[row]; i < o.row_begin[row + 1]; ++i)
+      values[r * cols + o.col[i]] = o.value[i];
+  }
+}
+
+void update_overlay(IndexOverlay& o, UpdateJob job, int64_t row0, int64_t n_rows) {
+  const WeightView shape = job.w;
+  job.dir.mask = Mask{};
+  for (int64_t r = row0; r < row0 + n_rows; ++r) {
+    for (uint32_t i = o.row_begin[static_cast<size_t>(r)]; i < o.row_begin[static_cast<size_t>(r) + 1]; ++i) {
+      const int64_t e = r * shape.cols + o.col[i];
+      job.w = as_weight(shape, &o.value[i], e);
+      update_at(job, e);
+    }
+  }
+}
+
+}  // namespace smezo

@@ -1,0 +1,182 @@
+"""A budget changes where weights lie, never what comes out: journals and deltas are the same bits."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import tiny_llama
+
+from pysmezo import ArgumentError, BudgetError, IoError, MeZO, Runtime, Sensitive, SparseMeZO, _core
+
+# Rows of the vocabulary come in blocks of 512, so that the head is cut too.
+CONFIG = tiny_llama.config() | {"vocab_size": 1200}
+SMALLEST = 3 * (512 * CONFIG["hidden_size"] * 2 + 2 * 4096)  # the least ring: three blocks of the head
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    weights = tiny_llama.to_bf16(tiny_llama.random_weights(CONFIG))
+    return tiny_llama.save(tmp_path_factory.mktemp("bases") / "bf16", CONFIG, weights, "BF16")
+
+
+def batch(seed, rows=4, columns=14):
+    ids = np.random.default_rng(seed).integers(3, 1200, (rows, columns))
+    return {"input_ids": ids, "labels": ids}
+
+
+def run_of(base, folder, method, n_steps=6, **options):
+    options = {"lr": 2.0**-8, "eps": 2.0**-7, "seed": 5, "threads": 2} | options
+    with Runtime.from_pretrained(base, method=method, run_dir=folder, **options) as run:
+        results = [run.train_step(batch(s)) for s in range(run.step, n_steps)]
+        logits = run.logits(batch(99, rows=1))
+        run.save_delta(folder / "x.delta.safetensors")
+        return results, hashlib.sha256(logits.tobytes()).hexdigest(), run._engine.bytes_by_purpose
+
+
+def records(folder):
+    """A journal without its random salt, which goes into the chain of checksums."""
+    found = _core.read_journal(str(folder / "journal.smz"))["records"]
+    assert found
+    return [{k: v for k, v in r.items() if k != "chain"} for r in found]
+
+
+def bits(folder):
+    delta = (folder / "x.delta.safetensors").read_bytes()
+    values = delta[8 + int.from_bytes(delta[:8], "little") :]
+    assert len(values) > 100
+    return records(folder), values
+
+
+def tight(base, method, ring_bytes=SMALLEST):
+    """A budget that keeps nothing but what it must."""
+    with Runtime.from_pretrained(
+        base, method=method, lr=1.0, eps=1.0, memory_budget="64MiB", ring_bytes=ring_bytes
+    ) as run:
+        run.probe(batch(0))
+        held = run._engine.bytes_by_purpose
+    return sum(held.values()) - held["resident units"]
+
+
+METHODS = {"sensitive": Sensitive(fraction=0.05), "mezo": MeZO(), "sparse-mezo": SparseMeZO(sparsity=0.5)}
+PLACES = {
+    "smallest ring": {"memory_budget": "tight", "ring_bytes": SMALLEST},
+    "roomy": {"memory_budget": "200MiB"},
+    "nothing read ahead": {"memory_budget": "32MiB", "n_readers": 0},
+    "one reader, one thread": {"memory_budget": "32MiB", "n_readers": 1, "threads": 1},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_budgets_give_the_same_bits(base, tmp_path, name):
+    resident, logits, _ = run_of(base, tmp_path / "resident", METHODS[name])
+    assert resident[0].bytes_read == 0
+    for place, options in PLACES.items():
+        if options["memory_budget"] == "tight":
+            options = options | {"memory_budget": tight(base, METHODS[name])}
+        results, same, held = run_of(base, tmp_path / place.replace(" ", "-"), METHODS[name], **options)
+        assert bits(tmp_path / place.replace(" ", "-")) == bits(tmp_path / "resident"), place
+        assert same == logits, place
+        assert results[0].bytes_read > 0
+        if place == "roomy":  # everything stays after the first step but rows of the embedding
+            assert held["resident units"] > 0 and results[3].bytes_read < 300 * 64 * 2
+
+
+@pytest.mark.parametrize("operand", ["nearest", "dither", "split"])
+@pytest.mark.parametrize("queries", [1, 2])
+def test_index_set_learns_its_elements_only(base, tmp_path, operand, queries):
+    """After steps, weights differ from the base on the set and nowhere else, and follow the update formula."""
+    method = Sensitive(fraction=0.05, queries=queries)
+    with Runtime.from_pretrained(base, method=method, lr=0.5, eps=2.0**-7, seed=5, operand=operand) as run:
+        names = [n for n in run.tensor_ids() if n.endswith("_proj.weight")]
+        before = {n: run.weights(n).copy() for n in run.tensor_ids()}
+        results = [run.train_step(batch(s)) for s in range(2)]
+        assert not any(r.skipped for r in results)
+        changed = {n: np.flatnonzero(run.weights(n) != before[n]) for n in run.tensor_ids()}
+        assert run.diagnostics()["n_trained"] == sum(max(1, round(before[n].size * 0.05)) for n in names)
+        for n, at in changed.items():
+            wanted = max(1, int(before[n].size * 0.05 + 0.5)) if n in names else 0
+            assert wanted * 0.9 <= len(at) <= wanted, n
+            runs = (np.arange(wanted + 1) * before[n].size) // max(wanted, 1)  # one element in each run
+            assert len(np.unique(np.searchsorted(runs, at, side="right"))) == len(at)
+
+
+def test_index_file(base, tmp_path):
+    from safetensors.numpy import save_file
+
+    name = "model.layers.1.mlp.up_proj.weight"
+    rng = np.random.default_rng(0)
+    listed = np.sort(rng.choice(CONFIG["intermediate_size"] * CONFIG["hidden_size"], 40, replace=False)).astype(
+        np.int32
+    )
+    save_file({name: listed}, tmp_path / "index.safetensors")
+    method = Sensitive(index=str(tmp_path / "index.safetensors"))
+    with Runtime.from_pretrained(base, method=method, lr=0.5, eps=2.0**-7, run_dir=tmp_path / "r") as run:
+        before = run.weights(name).copy()
+        run.train_step(batch(0))
+        after = run.weights(name)
+    assert set(np.flatnonzero(after != before)) == set(listed)
+    with Runtime.from_pretrained(base, method=method, run_dir=tmp_path / "r") as run:
+        assert np.array_equal(run.weights(name), after)
+    save_file({name: listed[::-1].copy()}, tmp_path / "bad.safetensors")
+    with pytest.raises(ArgumentError, match=r"\[index set\] element"):
+        Runtime.from_pretrained(base, method=Sensitive(index=str(tmp_path / "bad.safetensors")))
+    save_file({"model.norm.weight": listed[:1]}, tmp_path / "other.safetensors")
+    with pytest.raises(Exception, match=r"\[index set\].*model.norm.weight"):
+        Runtime.from_pretrained(base, method=Sensitive(index=str(tmp_path / "other.safetensors")))
+
+
+def test_delta_of_an_index_set_loads(base, tmp_path):
+    method = Sensitive(fraction=0.05)
+    run_of(base, tmp_path / "r", method)
+    with Runtime.from_pretrained(base, method=method, seed=5, delta=tmp_path / "r" / "x.delta.safetensors") as run:
+        with Runtime.from_pretrained(
+            base, method=method, run_dir=tmp_path / "r", seed=5, lr=2.0**-8, eps=2.0**-7
+        ) as same:
+            for n in run.tensor_ids():
+                assert np.array_equal(run.weights(n), same.weights(n))
+
+
+def test_budget_too_small_says_what_would_do(base, tmp_path):
+    with pytest.raises(BudgetError, match=r"\[memory_budget\] 1048576 bytes, expected more than"):
+        Runtime.from_pretrained(base, method=Sensitive(), memory_budget="1MiB")
+    with Runtime.from_pretrained(base, method=Sensitive(), lr=1e-3, eps=1e-2, memory_budget="8MiB") as run:
+        with pytest.raises(BudgetError, match=r"expected at least \d+ for a batch of \d+ tokens"):
+            run.train_step(batch(0, rows=120, columns=30))
+        assert run.step == 0
+        run.train_step(batch(0))  # a smaller one goes
+
+
+def test_a_base_cut_short_while_training_loses_nothing(base, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for f in base.iterdir():
+        (copy / f.name).write_bytes(f.read_bytes())
+    method = Sensitive(fraction=0.05)
+    options = {"lr": 2.0**-8, "eps": 2.0**-7, "memory_budget": tight(base, method), "ring_bytes": SMALLEST}
+    whole = (copy / "model.safetensors").read_bytes()
+    with Runtime.from_pretrained(copy, method=method, run_dir=tmp_path / "r", **options) as run:
+        run.train_step(batch(0))
+        with open(copy / "model.safetensors", "r+b") as f:
+            f.truncate(len(whole) // 2)
+        with pytest.raises(IoError, match="truncated"):
+            run.train_step(batch(1))
+        (copy / "model.safetensors").write_bytes(whole)
+    with Runtime.from_pretrained(copy, method=method, run_dir=tmp_path / "r", **options) as run:
+        assert run.step == 1
+        run.train_step(batch(1))
+    with Runtime.from_pretrained(base, method=method, run_dir=tmp_path / "s", **options) as run:
+        run.train_step(batch(0))
+        run.train_step(batch(1))
+    assert records(tmp_path / "r") == records(tmp_path / "s")
+
+
+def test_quantization_of_another_library_is_refused(base, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for f in base.iterdir():
+        (copy / f.name).write_bytes(f.read_bytes())
+    config = json.loads((copy / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Exception, match="quantization_config"):
+        Runtime.from_pretrained(copy)
