@@ -13,13 +13,12 @@ using namespace cuda_cases;
 constexpr int kRounds = 6;
 constexpr uint8_t kUnwritten = 0xA7;
 
-// The sets to compare with; the best one only for formats that it works on.
-std::vector<const Kernels*> sets_for(DType dtype) {
-  std::vector<const Kernels*> sets = {&kernels_for(Isa::scalar)};
+// The sets to compare with.
+std::vector<const Kernels*> sets() {
+  std::vector<const Kernels*> all = {&kernels_for(Isa::scalar)};
   const Isa best = choose_isa();
-  const bool quantized = dtype == DType::NF4 || dtype == DType::I8;
-  if (best != Isa::scalar && !quantized) sets.push_back(&kernels_for(best));
-  return sets;
+  if (best != Isa::scalar) all.push_back(&kernels_for(best));
+  return all;
 }
 
 template <class Job>
@@ -90,7 +89,7 @@ Errors produce_errors(Random& random, Case& c, const OperandJob& job) {
   launch(random, cuda::produce_job(job, c.row0, c.n_rows, out));
 
   Errors errors;
-  for (const Kernels* k : sets_for(job.w.dtype)) {
+  for (const Kernels* k : sets()) {
     OperandJob one = job;
     if (out.plain) {
       one.eps = 0;
@@ -173,7 +172,7 @@ TEST(updates_equal_the_cpu_kernels) {
     const Stored before = c.w;
     launch(random, cuda::record_job(job, c.row0, c.n_rows));
     Errors errors;
-    for (const Kernels* k : sets_for(c.w.shape.dtype)) {
+    for (const Kernels* k : sets()) {
       Stored want = before;
       job.w = want.view();
       k->apply_update(job, c.row0, c.n_rows);
@@ -192,7 +191,7 @@ TEST(decoded_weights_equal_the_cpu_kernels) {
     Strip got(random, 4, n);
     launch(random, cuda::decode_job(w, e0, n, static_cast<float*>(got.data())));
     Errors errors;
-    for (const Kernels* k : sets_for(w.dtype)) {
+    for (const Kernels* k : sets()) {
       std::vector<float> want(static_cast<size_t>(n));
       k->decode(w, e0, n, want.data());
       for (int64_t i = 0; i < n; ++i) errors.add(got.bits(i) == f32_bits(want[static_cast<size_t>(i)]));

@@ -5,8 +5,8 @@ file(MAKE_DIRECTORY ${cuda_dir})
 
 # -fmad=false: contraction would give other bits than the CPU's. The ptxas warnings are errors: no spills, no stack in local memory.
 set(nvcc_host_flags -O3 -DNDEBUG -std=c++20 -I${CMAKE_SOURCE_DIR}/csrc -Werror all-warnings
-                    "SHELL:-Xcompiler -fPIC,-ffp-contract=off,-Wall,-Wextra")
-set(nvcc_flags ${nvcc_host_flags} -fmad=false --threads 2 "SHELL:-Xptxas -warn-spills,-warn-lmem-usage,-Werror")
+                    -Xcompiler=-fPIC,-ffp-contract=off,-Wall,-Wextra)
+set(nvcc_flags ${nvcc_host_flags} -fmad=false --threads 2 -Xptxas=-warn-spills,-warn-lmem-usage,-Werror)
 foreach(arch IN LISTS SMEZO_CUDA_ARCHS)
   list(APPEND nvcc_flags -gencode arch=compute_${arch},code=sm_${arch})
   set(newest ${arch})
