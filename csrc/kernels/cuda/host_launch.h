@@ -13,8 +13,9 @@ struct HostBlock {
   bool backwards;
 };
 
+// SMEZO_HD only because nvcc wants what a body calls to be so.
 template <class Phase>
-void each(HostBlock& block, const Phase& phase) {
+SMEZO_HD void each(HostBlock& block, const Phase& phase) {
   for (int i = 0; i < kThreads; ++i) phase(block.backwards ? kThreads - 1 - i : i);
 }
 
