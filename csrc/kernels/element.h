@@ -30,21 +30,38 @@ struct Operands {
   float plus, minus;  // bf16 values held in fp32 when compute is bf16
 };
 
+// m z as split mode multiplies by it.
+SMEZO_HD float noise_operand(Compute compute, float mz) {
+  return compute == Compute::bf16 ? round_bf16(mz) : mz;
+}
+
+// Both branches of nearest and dither mode; `dither` (16 bits) is looked at in dither mode only.
+SMEZO_HD Operands perturbed(const OperandJob& j, float w, float mz, uint32_t dither) {
+  const float plus = __builtin_fmaf(j.eps, mz, w), minus = __builtin_fmaf(-j.eps, mz, w);
+  if (j.compute == Compute::f32) return {plus, minus};
+  if (j.mode == OperandMode::nearest) return {round_bf16(plus), round_bf16(minus)};
+  return {bf16_to_f32(f32_to_bf16_stochastic(plus, dither)),
+          bf16_to_f32(f32_to_bf16_stochastic(minus, dither))};
+}
+
+SMEZO_HD bool takes_dither(const OperandJob& j) {
+  return j.mode == OperandMode::dither && j.compute == Compute::bf16;
+}
+
+SMEZO_HD Stream dither_stream(const OperandJob& j) {
+  Stream s = j.dir.stream;
+  s.purpose = Purpose::dither;
+  return s;
+}
+
 // Both operands of element e; minus is 0 and means nothing when eps = 0.
 SMEZO_HD Operands operands_at(const OperandJob& j, int64_t e) {
   if (j.eps == 0) return {plain_operand_at(j.w, e, j.compute), 0};
   const float w = decode_at(j.w, e);
   const float mz = masked_noise_at(j.dir, e, w);
   if (j.mode == OperandMode::split)
-    return {plain_operand_at(j.w, e, j.compute), j.compute == Compute::bf16 ? round_bf16(mz) : mz};
-  const float plus = __builtin_fmaf(j.eps, mz, w), minus = __builtin_fmaf(-j.eps, mz, w);
-  if (j.compute == Compute::f32) return {plus, minus};
-  if (j.mode == OperandMode::nearest) return {round_bf16(plus), round_bf16(minus)};
-  Stream s = j.dir.stream;
-  s.purpose = Purpose::dither;
-  const uint32_t dither = bits_at(s, static_cast<uint64_t>(e), 16);
-  return {bf16_to_f32(f32_to_bf16_stochastic(plus, dither)),
-          bf16_to_f32(f32_to_bf16_stochastic(minus, dither))};
+    return {plain_operand_at(j.w, e, j.compute), noise_operand(j.compute, mz)};
+  return perturbed(j, w, mz, takes_dither(j) ? bits_at(dither_stream(j), static_cast<uint64_t>(e), 16) : 0);
 }
 
 // Applies one record to element e in place.

@@ -26,9 +26,10 @@ SMEZO_HD uint32_t noise_bits(NoiseKind kind) {
 
 SMEZO_HD float rademacher_value(uint32_t bit) { return lane_float(0x3F800000u | bit << 31); }
 
-// The bf16 pattern of a byte's value.
+// The bf16 pattern of a byte's value. A copy of the table in the function, because CUDA sees no other.
 SMEZO_HD uint16_t gaussian8_bf16(uint32_t byte) {
-  return static_cast<uint16_t>(kGaussian8[byte & 127] | (byte & 128) << 8);
+  static constexpr Gaussian8Table table = kGaussian8Table;
+  return static_cast<uint16_t>(table.magnitude[byte & 127] | (byte & 128) << 8);
 }
 SMEZO_HD float gaussian8_value(uint32_t byte) {
   return lane_float(static_cast<uint32_t>(gaussian8_bf16(byte)) << 16);
