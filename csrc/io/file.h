@@ -34,7 +34,7 @@ class FileSystem {
   virtual void unmap(const uint8_t* at, int64_t n_bytes) = 0;
   virtual void dont_need(const uint8_t* at, int64_t n_bytes) = 0;
   virtual int rename(const std::string& from, const std::string& to) = 0;
-  virtual int remove(const std::string& path) = 0;
+  virtual int remove(const std::string& path) = 0;  // a file, or an empty folder
   virtual int make_folder(const std::string& path) = 0;
   virtual int sync_folder(const std::string& path) = 0;  // the folder's names are on the device
   virtual int list(const std::string& folder, std::vector<std::string>* names) = 0;
