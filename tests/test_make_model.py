@@ -58,6 +58,17 @@ def test_make_model(tmp_path, capsys, dtype):
     assert len(changed) >= 8
 
 
+def test_activations_stay_finite(tmp_path):
+    from pysmezo import MeZO, Runtime
+
+    assert make_model(tmp_path / "m", "bf16") == 0
+    with Runtime.from_pretrained(tmp_path / "m", method=MeZO(), lr=1e-6, eps=1e-3) as run:
+        ids = np.arange(40).reshape(2, 20) * 1000
+        logits = run.logits({"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids})
+    # RMS norm makes the last hidden state one of size 1: logits of 0.02 sqrt(hidden).
+    assert np.isfinite(logits).all() and 0.3 < logits.std() / (0.02 * 576**0.5) < 3, logits.std()
+
+
 def test_make_model_refuses(tmp_path, capsys):
     for wrong in (["--shape", "gpt-9"], ["--dtype", "int3"], ["--layers", "0"], ["--seed", "-1"]):
         flags = {"--shape": "llama-1b", "--dtype": "nf4", "--layers": "1"} | {wrong[0]: wrong[1]}

@@ -48,7 +48,7 @@ py::dict quantize_dict(const std::string& from, const std::string& to, const std
   QuantizeResult r;
   {
     py::gil_scoped_release release;
-    ThreadPool pool(threads > 0 ? threads : default_threads());
+    ThreadPool pool(threads == 0 ? default_threads() : threads);
     r = quantize_folder(from, to, format, shard_bytes, pool, with_gil(progress));
   }
   py::dict out;
@@ -66,7 +66,7 @@ int64_t random_model(const std::string& to, const std::string& config_json,
   std::vector<TensorSpec> specs;
   for (const auto& [name, shape] : tensors) specs.push_back({name, "BF16", shape});
   py::gil_scoped_release release;
-  ThreadPool pool(threads > 0 ? threads : default_threads());
+  ThreadPool pool(threads == 0 ? default_threads() : threads);
   return write_random_model(to, Json::parse(config_json, "config.json"), specs, quantized,
                             {DType::NF4, block, double_quant}, seed, shard_bytes, pool, with_gil(progress));
 }
