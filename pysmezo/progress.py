@@ -7,6 +7,8 @@ from __future__ import annotations
 import sys
 import time
 
+from .memory import peaks
+
 # Away from a terminal: at least this long between two lines.
 PLAIN_INTERVAL_S = 10.0
 SMOOTHING = 0.1
@@ -87,3 +89,35 @@ class Progress:
     def on_end(self, trainer, result) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class ByteProgress:
+    """Progress of work that is counted in bytes: call it with (done, total)."""
+
+    def __init__(self, verb: str, stream=None, terminal: bool | None = None):
+        self._verb, self._out = verb, stream or sys.stderr
+        self._terminal = self._out.isatty() if terminal is None else terminal
+        self._bar, self._start, self._last = None, time.monotonic(), -PLAIN_INTERVAL_S
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._terminal:
+            from tqdm import tqdm
+
+            if self._bar is None:
+                self._bar = tqdm(
+                    total=total, unit="B", unit_scale=True, unit_divisor=1024, file=self._out, dynamic_ncols=True
+                )
+            self._bar.set_postfix_str(f"peak {mib(peaks()[0])}", refresh=False)
+            self._bar.update(done - self._bar.n)
+            if done == total:
+                self._bar.close()
+        elif now - self._last >= PLAIN_INTERVAL_S or done == total:
+            self._last = now
+            rate = done / max(now - self._start, 1e-9)
+            left = clock((total - done) / max(rate, 1.0))
+            print(
+                f"{self._verb} {mib(done)} of {mib(total)}, {mib(rate)}/s, {left} left, peak {mib(peaks()[0])}",
+                file=self._out,
+                flush=True,
+            )

@@ -9,5 +9,6 @@ void init_errors(pybind11::module_& m);
 void init_noise(pybind11::module_& m);
 void init_journal(pybind11::module_& m);
 void init_engine(pybind11::module_& m);
+void init_quantize(pybind11::module_& m);
 
 }  // namespace smezo

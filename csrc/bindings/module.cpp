@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m) {
   smezo::init_noise(m);
   smezo::init_journal(m);
   smezo::init_engine(m);
+  smezo::init_quantize(m);
 }

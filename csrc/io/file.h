@@ -38,7 +38,7 @@ class FileSystem {
   virtual void will_need(int /*handle*/, int64_t /*offset*/, int64_t /*n_bytes*/) {}
   virtual void drop_cache(int /*handle*/, int64_t /*offset*/, int64_t /*n_bytes*/) {}
   virtual int rename(const std::string& from, const std::string& to) = 0;
-  virtual int remove(const std::string& path) = 0;
+  virtual int remove(const std::string& path) = 0;  // a file, or an empty folder
   virtual int make_folder(const std::string& path) = 0;
   virtual int sync_folder(const std::string& path) = 0;  // the folder's names are on the device
   virtual int list(const std::string& folder, std::vector<std::string>* names) = 0;

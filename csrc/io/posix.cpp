@@ -98,7 +98,7 @@ class PosixFileSystem final : public FileSystem {
   int rename(const std::string& from, const std::string& to) override {
     return result(::rename(from.c_str(), to.c_str()));
   }
-  int remove(const std::string& path) override { return result(::unlink(path.c_str())); }
+  int remove(const std::string& path) override { return result(::remove(path.c_str())); }
   int make_folder(const std::string& path) override { return result(mkdir(path.c_str(), 0777)); }
   int sync_folder(const std::string& path) override {
     const int handle = result(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));

@@ -1,0 +1,247 @@
+#include "store/quantize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <string_view>
+
+#include "base/error.h"
+#include "format/dynamic8.h"
+#include "format/nf4.h"
+#include "io/file.h"
+#include "store/convert.h"
+#include "store/encode.h"
+#include "store/in_order.h"
+
+namespace smezo {
+namespace {
+
+constexpr int64_t kPieceElements = 1 << 18;
+constexpr int64_t kCopyBytes = 1 << 20;
+
+bool ends_with(std::string_view text, std::string_view end) {
+  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+}
+
+// Weights in any format, whatever the folder keeps them for: the new folder has its own.
+bool is_weight_file(const std::string& name) {
+  for (const char* end : {".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5",
+                          ".msgpack", ".onnx", ".onnx_data"})
+    if (ends_with(name, end)) return true;
+  return false;
+}
+
+void copy_other_files(const std::string& from, const std::string& to) {
+  for (const std::string& name : list_folder(from)) {
+    if (name == "config.json" || name[0] == '.' || is_weight_file(name) || !file_exists(join(from, name)))
+      continue;
+    const File source = File::open(join(from, name), Open::read);
+    write_atomically(join(to, name), [&](File& f) {
+      std::vector<uint8_t> piece(static_cast<size_t>(kCopyBytes));
+      const int64_t size = source.size();
+      for (int64_t at = 0; at < size; at += kCopyBytes) {
+        const int64_t n = std::min(kCopyBytes, size - at);
+        source.read(piece.data(), n, at);
+        f.write(piece.data(), n, at);
+      }
+    });
+  }
+}
+
+bool is_float(const std::string& dtype) { return dtype == "F32" || dtype == "F16" || dtype == "BF16"; }
+
+class Quantizer {
+ public:
+  Quantizer(const std::string& from, const QuantFormat& format, ThreadPool& pool)
+      : from_(from), format_(format), pool_(pool), base_(open(from)) {}
+
+  void plan();
+  void write(const std::string& folder, int64_t shard_bytes, const QuantizeProgress& progress);
+  QuantizeResult result;
+
+ private:
+  struct Row {
+    const TensorEntry* entry;
+    bool quantized;
+    QuantTensors to;  // of one that is kept: its one spec
+  };
+
+  static Safetensors open(const std::string& from) {
+    check<ArgumentError>(folder_exists(from), "quantize",
+                         "'" + from + "' is not a folder, expected a Hugging Face folder with config.json");
+    return Safetensors::open(from);
+  }
+  void keep(const Row& row, SafetensorsSink& sink, size_t first) const;
+  void nf4(const Row& row, SafetensorsSink& sink, size_t first) const;
+  void int8(const Row& row, SafetensorsSink& sink, size_t first) const;
+  void read_f32(const TensorEntry& t, int64_t e0, int64_t n, float* to) const;
+  void check_finite(const TensorEntry& t, const float* absmax, int64_t n) const;
+
+  std::string from_;
+  QuantFormat format_;
+  ThreadPool& pool_;
+  Safetensors base_;
+  Json config_;
+  std::vector<Row> rows_;
+};
+
+void Quantizer::plan() {
+  config_ = Json::parse(read_all(join(from_, "config.json")), "config.json");
+  check<ArgumentError>(config_.find("quantization_config") == nullptr, "quantize",
+                       "config.json of '" + from_ +
+                           "' has a quantization_config: it is quantized already, "
+                           "expected the model it was made from");
+  std::vector<const TensorEntry*> entries;
+  for (const TensorEntry& t : base_.tensors()) entries.push_back(&t);
+  // As they lie in the files, so that reading runs forward.
+  std::sort(entries.begin(), entries.end(), [](const TensorEntry* a, const TensorEntry* b) {
+    return std::pair(a->shard, a->offset) < std::pair(b->shard, b->offset);
+  });
+  for (const TensorEntry* t : entries) {
+    Row row{t, is_block_linear(t->name, t->shape), {}};
+    check<ArgumentError>(!row.quantized || is_float(t->dtype), "quantize",
+                         "tensor '" + t->name + "' has dtype " + t->dtype +
+                             ", expected F32, F16 or BF16: it is quantized already, or in a format this "
+                             "version does not read");
+    if (row.quantized) {
+      row.to = quantized_tensors(t->name, t->shape[0], t->shape[1], format_);
+      ++result.n_quantized;
+    } else {
+      row.to.specs = {{t->name, t->dtype, t->shape}};
+      ++result.n_kept;
+    }
+    result.bytes_in += t->n_bytes;
+    rows_.push_back(std::move(row));
+  }
+  check<FormatError>(
+      result.n_quantized > 0, "quantize",
+      "no tensor of '" + from_ +
+          "' is the weight of a linear layer in a decoder block "
+          "('...layers.N....weight' with two dimensions), expected a model of the llama family");
+}
+
+void Quantizer::write(const std::string& folder, int64_t shard_bytes, const QuantizeProgress& progress) {
+  std::vector<TensorGroup> groups;
+  for (const Row& row : rows_) groups.push_back(row.to.specs);
+  int64_t done = 0;
+  result.bytes_out =
+      write_shards(folder, groups, shard_bytes, [&](size_t group, SafetensorsSink& sink, size_t first) {
+        const Row& row = rows_[group];
+        if (!row.quantized) {
+          keep(row, sink, first);
+        } else if (format_.dtype == DType::NF4) {
+          nf4(row, sink, first);
+        } else {
+          int8(row, sink, first);
+        }
+        done += row.entry->n_bytes;
+        if (progress) progress(done, result.bytes_in);
+      });
+  config_.set("quantization_config", quantization_config(format_));
+  write_atomically(join(folder, "config.json"), config_.dump());
+  copy_other_files(from_, folder);
+}
+
+void Quantizer::keep(const Row& row, SafetensorsSink& sink, size_t first) const {
+  std::vector<uint8_t> piece(static_cast<size_t>(std::min(kCopyBytes, row.entry->n_bytes)));
+  for (int64_t at = 0; at < row.entry->n_bytes; at += kCopyBytes) {
+    const int64_t n = std::min(kCopyBytes, row.entry->n_bytes - at);
+    base_.read(*row.entry, at, n, piece.data());
+    sink.write(first, piece.data(), n);
+  }
+}
+
+void Quantizer::read_f32(const TensorEntry& t, int64_t e0, int64_t n, float* to) const {
+  const DType dtype = dtype_from_name(t.dtype);
+  const int64_t size = dtype_bytes(dtype);
+  if (dtype == DType::F32) return base_.read(t, e0 * size, n * size, to);
+  // Two bytes an element fit in the second half of the destination, and are read before they are overwritten.
+  uint8_t* const raw = reinterpret_cast<uint8_t*>(to) + n * size;
+  base_.read(t, e0 * size, n * size, raw);
+  read_as(raw, dtype, n, DType::F32, to);
+}
+
+void Quantizer::check_finite(const TensorEntry& t, const float* absmax, int64_t n) const {
+  for (int64_t i = 0; i < n; ++i)
+    check<FormatError>(std::isfinite(absmax[i]), "quantize",
+                       "tensor '" + t.name + "' in " + base_.shard_path(t.shard) +
+                           " holds a NaN or an infinity, expected finite weights; a damaged checkpoint?");
+}
+
+void Quantizer::nf4(const Row& row, SafetensorsSink& sink, size_t first) const {
+  const TensorEntry& t = *row.entry;
+  const int64_t blocks = (t.n + format_.block - 1) / format_.block;
+  const int64_t n_pieces = (t.n + kPieceElements - 1) / kPieceElements;
+  std::vector<float> absmax(static_cast<size_t>(blocks));
+  std::vector<std::vector<float>> values(static_cast<size_t>(pool_.size()));
+  const auto size_of = [&](int64_t piece) { return std::min(kPieceElements, t.n - piece * kPieceElements); };
+  const auto make = [&](int64_t piece, int thread, uint8_t* codes) {
+    std::vector<float>& x = values[static_cast<size_t>(thread)];
+    x.resize(static_cast<size_t>(kPieceElements));
+    const int64_t n = size_of(piece), block0 = piece * (kPieceElements / format_.block);
+    read_f32(t, piece * kPieceElements, n, x.data());
+    nf4_encode(x.data(), n, format_.block, codes, &absmax[static_cast<size_t>(block0)]);
+    check_finite(t, &absmax[static_cast<size_t>(block0)], (n + format_.block - 1) / format_.block);
+  };
+  in_order(pool_, n_pieces, kPieceElements / 2, make, [&](int64_t piece, const uint8_t* codes) {
+    sink.write(first + row.to.codes, codes, size_of(piece) / 2);
+  });
+
+  float offset = 0;
+  if (format_.double_quant) {
+    offset = nested_offset(absmax.data(), blocks);
+    std::vector<uint8_t> codes(static_cast<size_t>(blocks));
+    std::vector<float> nested(static_cast<size_t>((blocks + kNestedBlock - 1) / kNestedBlock));
+    nested_encode(absmax.data(), blocks, offset, codes.data(), nested.data());
+    sink.write(first + row.to.absmax, codes.data(), blocks);
+    sink.write(first + row.to.nested_absmax, nested.data(), static_cast<int64_t>(nested.size()) * 4);
+    sink.write(first + row.to.nested_map, dynamic8().value.data(), 256 * 4);
+  } else {
+    sink.write(first + row.to.absmax, absmax.data(), blocks * 4);
+  }
+  float map[16];
+  for (uint32_t k = 0; k < 16; ++k) map[k] = nf4_value(k);
+  sink.write(first + row.to.map, map, sizeof map);
+  const std::string state =
+      quant_state_text(t.shape[0], t.shape[1], dtype_from_name(t.dtype), format_, offset);
+  sink.write(first + row.to.state, state.data(), static_cast<int64_t>(state.size()));
+}
+
+void Quantizer::int8(const Row& row, SafetensorsSink& sink, size_t first) const {
+  const TensorEntry& t = *row.entry;
+  const int64_t rows = t.shape[0], cols = t.shape[1];
+  const int64_t piece_rows = std::max<int64_t>(1, kPieceElements / std::max<int64_t>(cols, 1));
+  const int64_t n_pieces = (rows + piece_rows - 1) / piece_rows;
+  std::vector<float> absmax(static_cast<size_t>(rows));
+  std::vector<std::vector<float>> values(static_cast<size_t>(pool_.size()));
+  const auto size_of = [&](int64_t piece) { return std::min(piece_rows, rows - piece * piece_rows); };
+  const auto make = [&](int64_t piece, int thread, uint8_t* codes) {
+    std::vector<float>& x = values[static_cast<size_t>(thread)];
+    x.resize(static_cast<size_t>(piece_rows * cols));
+    const int64_t r0 = piece * piece_rows, n = size_of(piece);
+    read_f32(t, r0 * cols, n * cols, x.data());
+    int8_encode(x.data(), n, cols, reinterpret_cast<int8_t*>(codes), &absmax[static_cast<size_t>(r0)]);
+    check_finite(t, &absmax[static_cast<size_t>(r0)], n);
+  };
+  in_order(pool_, n_pieces, piece_rows * cols, make, [&](int64_t piece, const uint8_t* codes) {
+    sink.write(first + row.to.codes, codes, size_of(piece) * cols);
+  });
+  sink.write(first + row.to.absmax, absmax.data(), rows * 4);
+  const uint8_t by_row = 0;
+  sink.write(first + row.to.weight_format, &by_row, 1);
+}
+
+}  // namespace
+
+QuantizeResult quantize_folder(const std::string& from, const std::string& to, const QuantFormat& format,
+                               int64_t shard_bytes, ThreadPool& pool, const QuantizeProgress& progress) {
+  check_quant_format(format);
+  Quantizer quantizer(from, format, pool);
+  quantizer.plan();
+  NewFolder folder(to);
+  quantizer.write(folder.path(), shard_bytes, progress);
+  folder.finish();
+  return quantizer.result;
+}
+
+}  // namespace smezo
