@@ -144,7 +144,8 @@ void init_engine(py::module_& m) {
              EngineOptions o;
              o.model_dir = model_dir;
              o.run_dir = run_dir;
-             o.method = {kind, trains, sparsity, noise_from_name(noise), queries, weight_decay, fraction, index, ""};
+             o.method = {kind,     trains, sparsity, noise_from_name(noise), queries, weight_decay,
+                         fraction, index,  ""};
              o.dtype = dtype;
              o.values = values;
              o.operand = operand;
@@ -179,12 +180,13 @@ void init_engine(py::module_& m) {
                                for (const auto& [name, n] : e.bytes_by_purpose()) out[py::str(name)] = n;
                                return out;
                              })
-      .def_property_readonly("traffic",
-                             [](const Engine& e) {
-                               const Traffic t = e.traffic();
-                               return py::make_tuple(t.bytes_read, t.stall_s);
-                             },
-                             "(bytes read by streaming, seconds waited for it) since it was opened")
+      .def_property_readonly(
+          "traffic",
+          [](const Engine& e) {
+            const Traffic t = e.traffic();
+            return py::make_tuple(t.bytes_read, t.stall_s);
+          },
+          "(bytes read by streaming, seconds waited for it) since it was opened")
       .def_property_readonly("max_length", [](const Engine& e) { return e.model_config().max_length(); })
       .def_property_readonly("vocab_size", [](const Engine& e) { return e.model_config().vocab_size; })
       .def_property_readonly("header_json", [](const Engine& e) { return to_json(e.header()); })

@@ -158,7 +158,10 @@ void Quantizer::read_f32(const TensorEntry& t, int64_t e0, int64_t n, float* to)
   // Two bytes an element fit in the second half of the destination, and are read before they are overwritten.
   uint8_t* const raw = reinterpret_cast<uint8_t*>(to) + n * size;
   base_.read(t, e0 * size, n * size, raw);
-  read_as(raw, dtype, n, DType::F32, to);
+  WeightView stored;
+  stored.data = raw;
+  stored.dtype = dtype;
+  read_as(stored, 0, n, DType::F32, to);
 }
 
 void Quantizer::check_finite(const TensorEntry& t, const float* absmax, int64_t n) const {
