@@ -9,6 +9,13 @@
 
 namespace smezo {
 
+// Absmax of a block of the tensor, which is block `at` of the view.
+SMEZO_HD float nf4_absmax(const Scales& s, int64_t block, int64_t at) {
+  if (s.absmax8 == nullptr) return s.absmax[at];
+  const float scaled = s.nested_code[s.absmax8[at]] * s.nested_absmax[block / s.nested_block];
+  return scaled + s.nested_offset;
+}
+
 // Code -> value. In the function, so that CUDA sees it; the compiler makes one table of it.
 SMEZO_HD float nf4_value(uint32_t code) {
   constexpr float kNf4[16] = {
@@ -18,17 +25,11 @@ SMEZO_HD float nf4_value(uint32_t code) {
   return kNf4[code & 15];
 }
 
-// Absmax of a block of the tensor, which is block `at` of the view.
-SMEZO_HD float nf4_absmax(const Scales& s, int64_t block, int64_t at) {
-  if (s.absmax8 == nullptr) return s.absmax[at];
-  const float scaled = s.nested_code[s.absmax8[at]] * s.nested_absmax[block / s.nested_block];
-  return scaled + s.nested_offset;
-}
-
 // Absmax of the block that element e is in.
 SMEZO_HD float nf4_absmax_at(const WeightView& w, int64_t e) {
-  const int64_t block = e / w.scales.block;
-  return nf4_absmax(w.scales, block, block - w.first / w.scales.block);
+  const Scales& s = w.scales;
+  const int64_t block = e / s.block;
+  return nf4_absmax(s, block, block - w.first / s.block);
 }
 
 SMEZO_HD float nf4_at(const WeightView& w, int64_t e) {
