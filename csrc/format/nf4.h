@@ -55,8 +55,9 @@ SMEZO_HD float nf4_absmax(const Scales& s, int64_t block, int64_t at) {
 
 // Absmax of the block that element e is in.
 SMEZO_HD float nf4_absmax_at(const WeightView& w, int64_t e) {
-  const int64_t block = e / w.scales.block;
-  return nf4_absmax(w.scales, block, block - w.first / w.scales.block);
+  const Scales& s = w.scales;
+  const int64_t block = e / s.block;
+  return nf4_absmax(s, block, block - w.first / s.block);
 }
 
 SMEZO_HD float nf4_at(const WeightView& w, int64_t e) {

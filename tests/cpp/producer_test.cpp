@@ -282,6 +282,33 @@ TEST(plain_operands_are_the_definition_for_every_bf16_pattern) {
   }
 }
 
+// Rows as long as the models' too, so that blocks lie whole in a row, and rows in a block.
+TEST(plain_operands_of_quantized_weights_are_the_definition) {
+  constexpr int64_t kLong[] = {1, 31, 64, 1000, 2080, 4096, 4100};
+  for (const Table& table : vector_tables()) {
+    std::mt19937 random(6);
+    for (DType dtype : {DType::NF4, DType::I8}) {
+      for (int i = 0; i < 150; ++i) {
+        const int64_t cols = kLong[below(random, std::size(kLong))], rows = 2 + below(random, 16000) / cols;
+        const Tensor t = make_tensor(random, dtype, rows, cols);
+        const int64_t n_rows = 1 + random() % rows, row0 = random() % (rows - n_rows + 1);
+        const Tensor part = part_of(t, some_first(random, t.view, row0 * cols),
+                                    some_end(random, t.view, (row0 + n_rows) * cols));
+        const OperandJob job{
+            t.view, {}, OperandMode::nearest, random() % 3 ? Compute::bf16 : Compute::f32, 0};
+        const int64_t errors =
+            produce_errors(*table.kernels, job, random() % 2 ? part.view : t.view, row0, n_rows, true, false);
+        CHECK(errors == 0);
+        if (errors != 0)
+          std::printf("    %s dtype %s cols %lld row0 %lld n_rows %lld block %d compute %d: %lld wrong\n",
+                      table.name.c_str(), dtype_name(dtype), static_cast<long long>(cols),
+                      static_cast<long long>(row0), static_cast<long long>(n_rows), t.view.scales.block,
+                      static_cast<int>(job.compute), static_cast<long long>(errors));
+      }
+    }
+  }
+}
+
 TEST(updates_are_the_definition_bit_for_bit) {
   for (const Table& table : vector_tables()) {
     std::mt19937 random(2);

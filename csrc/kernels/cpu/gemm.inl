@@ -8,15 +8,18 @@
 // Layout of a packed activation: [panel][k step][16 tokens][elements of a step]; a step is one k in fp32, a
 // pair in bf16.
 
+// A tile has at most kRows rows by kPanels panels, or kRowsOfOne rows by one panel: fewer chains than that
+// would wait for their own sums.
+
 // fp32 operands: one fused multiply-add per k.
 struct FloatProduct {
   using Element = float;
   using Operand = F16;
   static constexpr int kStep = 1;
 #if defined(__AVX512F__)
-  static constexpr int kRows = 6, kPanels = 4;
+  static constexpr int kRows = 6, kPanels = 4, kRowsOfOne = 8;
 #else
-  static constexpr int kRows = 6, kPanels = 1;  // 12 of the 16 ymm registers are sums
+  static constexpr int kRows = 6, kPanels = 1, kRowsOfOne = 6;  // 12 of the 16 ymm registers are sums
 #endif
   static constexpr int64_t kBlock =
       1024;  // elements of k: three panels of a block, and the strip, stay in L2
@@ -32,7 +35,7 @@ struct PairProduct {
   using Element = uint16_t;
   using Operand = __m512i;
   static constexpr int kStep = 2;
-  static constexpr int kRows = 6, kPanels = 4;
+  static constexpr int kRows = 6, kPanels = 4, kRowsOfOne = 8;
   static constexpr int64_t kBlock = 1536;
   SMEZO_VEC __m512i broadcast(const uint16_t* a) {
     int32_t pair;
@@ -119,13 +122,16 @@ static void tile(const typename P::Element* a, int64_t lda, const typename P::El
   }
 }
 
-template <class P, int R = P::kRows, int N = P::kPanels>
+template <class P, int R>
+constexpr int kMostPanels = R > P::kRows ? 1 : P::kPanels;
+
+template <class P, int R = P::kRowsOfOne, int N = kMostPanels<P, R>>
 static TileFn<P> tile_for(int rows, int panels) {
   if (rows == R && panels == N) return tile<P, R, N>;
   if constexpr (N > 1) {
     if (rows == R) return tile_for<P, R, N - 1>(rows, panels);
   }
-  if constexpr (R > 1) return tile_for<P, R - 1, P::kPanels>(rows, panels);
+  if constexpr (R > 1) return tile_for<P, R - 1>(rows, panels);
   return nullptr;
 }
 
@@ -146,7 +152,8 @@ static void gemm_strip(const typename P::Element* strip, int64_t lda, int64_t n_
     const int64_t p0 = part_begin(g, n_panels, n_groups), np = part_begin(g + 1, n_panels, n_groups) - p0;
     for (int64_t row0 = 0; row0 < n_rows; row0 += kChunk) {
       const int64_t chunk = n_rows - row0 < kChunk ? n_rows - row0 : kChunk;
-      const int64_t n_tiles = (chunk + P::kRows - 1) / P::kRows;
+      const int64_t most_rows = np == 1 ? P::kRowsOfOne : P::kRows;
+      const int64_t n_tiles = (chunk + most_rows - 1) / most_rows;
       for (int64_t s0 = 0; s0 < n_steps; s0 += kBlockSteps) {
         const int64_t steps = n_steps - s0 < kBlockSteps ? n_steps - s0 : kBlockSteps;
         const auto* now = packed + p0 * panel_size + s0 * P::kStep * kLanes;

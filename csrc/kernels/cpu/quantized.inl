@@ -2,6 +2,8 @@
 // an instruction set.
 #pragma once
 
+constexpr int64_t kCodesAhead = 1024;  // bytes to ask for ahead; past the very end that is harmless
+
 // NF4: an element has one of 16 values for its block, so that a block's values are made, and rounded, once
 // and then only looked up.
 template <Strip strip>
@@ -17,6 +19,7 @@ static void nf4_elements(const WeightView& view, int64_t e, int64_t n, void* out
     const F16 value = unit * set1(nf4_absmax(w.scales, block, block - (w.first >> shift)));
     const U16 table = strip == Strip::f32 ? as_u(value) : bf16_high(value);
     const uint8_t* codes = static_cast<const uint8_t*>(w.data) + (e + i - w.first) / 2;
+    __builtin_prefetch(codes + kCodesAhead, 0, 3);
     if ((e + i) % 2 != 0) put<strip>(out, i++, look_up16(table, set1(uint32_t{*codes++})), Part{1});
     if constexpr (strip == Strip::bf16) {
       for (; i + 32 <= end; i += 32, codes += 16)
