@@ -89,6 +89,8 @@ class Runtime:
         task=None,
         delta=None,
         values: str = "auto",
+        generation_every: int = 0,
+        stream_trained: bool = False,
         n_readers: int = 2,
         ring_bytes: int = 0,
     ) -> Runtime:
@@ -98,7 +100,8 @@ class Runtime:
         lr, eps: numbers, or "auto" (measured on the first batches, see autotune). dtype: what GEMM inputs are rounded to. values: what trained
         weights are kept in, auto | fp32 | bf16+8 | bf16. task: a Task or the path of its YAML file; batches may then be lists of
         {"text", "label"}. delta: a delta to start from. memory_budget: bytes this process may hold above what it has now, "2GiB"; the base then
-        stays on disk and is read as it is needed (n_readers threads read ahead into a ring of ring_bytes, 0: chosen). None: all in memory.
+        stays on disk and is read as it is needed (n_readers threads read ahead into a ring of ring_bytes, 0: chosen). What trains and does not
+        fit is kept as generations in the run folder, one every generation_every steps (0: as few as cost least); stream_trained: even what would fit. None: all in memory.
         Raises ArgumentError, FormatError, BudgetError, IoError.
         """
         method = SparseMeZO() if method is None else method
@@ -141,6 +144,8 @@ class Runtime:
             fraction=0.0 if fields.get("index") else fields.get("fraction", 0.0),
             index=fields.get("index") or "",
             memory_budget=budget or 0,
+            generation_every=generation_every,
+            stream_trained=stream_trained,
             n_readers=n_readers,
             ring_bytes=ring_bytes,
         )
@@ -277,6 +282,7 @@ class Runtime:
             self.resolve_auto([batch])
         begin = time.perf_counter()
         read, stalled = self._engine.traffic
+        written = self._engine.generation_bytes_written
         branches = self._branches()
         step = self.step + 1
         parts: dict[str, float] = {}
@@ -313,7 +319,9 @@ class Runtime:
             seconds=end - begin,
             stall_s=self._engine.traffic[1] - stalled,
             bytes_read=self._engine.traffic[0] - read,
-            bytes_written=RECORD_HEAD_BYTES + 4 * len(scalars) if self.run_dir else 0,
+            bytes_written=(RECORD_HEAD_BYTES + 4 * len(scalars) if self.run_dir else 0)
+            + self._engine.generation_bytes_written
+            - written,
             peak_rss_bytes=peak,
             peak_anon_bytes=self._anon_peak,
             skipped=not applied,

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import tiny_llama
 
-from pysmezo import ArgumentError, BudgetError, IoError, MeZO, Runtime, Sensitive, SparseMeZO, _core
+from pysmezo import (
+    ArgumentError,
+    BudgetError,
+    IoError,
+    LargestMask,
+    MeZO,
+    RandomMask,
+    Runtime,
+    Sensitive,
+    SparseMeZO,
+    _core,
+)
 
 # Rows of the vocabulary come in blocks of 512, so that the head is cut too.
 CONFIG = tiny_llama.config() | {"vocab_size": 1200}
@@ -48,21 +59,36 @@ def bits(folder):
     return records(folder), values
 
 
-def tight(base, method, ring_bytes=SMALLEST):
+def tight(base, method, options=None):
     """A budget that keeps nothing but what it must."""
-    with Runtime.from_pretrained(
-        base, method=method, lr=1.0, eps=1.0, memory_budget="64MiB", ring_bytes=ring_bytes
-    ) as run:
-        run.probe(batch(0))
+    options = {"ring_bytes": SMALLEST} | (options or {}) | {"memory_budget": "64MiB"}
+    with Runtime.from_pretrained(base, method=method, **options) as run:
+        run.bare_forward(batch(0), 2 * method.queries)
         held = run._engine.bytes_by_purpose
     return sum(held.values()) - held["resident units"]
 
 
-METHODS = {"sensitive": Sensitive(fraction=0.05), "mezo": MeZO(), "sparse-mezo": SparseMeZO(sparsity=0.5)}
+METHODS = {
+    "sensitive": Sensitive(fraction=0.05),
+    "mezo": MeZO(),
+    "sparse-mezo": SparseMeZO(sparsity=0.5),
+    "sparse-mezo, two queries, decay": SparseMeZO(sparsity=0.75, queries=2, weight_decay=0.1),
+    "random-mask": RandomMask(sparsity=0.5),
+    "largest-mask": LargestMask(sparsity=0.5),
+}
 PLACES = {
     "smallest ring": {"memory_budget": "tight", "ring_bytes": SMALLEST},
     "roomy": {"memory_budget": "200MiB"},
     "nothing read ahead": {"memory_budget": "32MiB", "n_readers": 0},
+    "state on disk": {"memory_budget": "32MiB", "stream_trained": True, "generation_every": 2},
+    "state on disk, never written": {"memory_budget": "32MiB", "stream_trained": True, "generation_every": 99},
+    "state on disk, smallest ring": {
+        "memory_budget": "tight",
+        "ring_bytes": SMALLEST,
+        "stream_trained": True,
+        "generation_every": 1,
+        "threads": 3,
+    },
     "one reader, one thread": {"memory_budget": "32MiB", "n_readers": 1, "threads": 1},
 }
 
@@ -73,7 +99,7 @@ def test_budgets_give_the_same_bits(base, tmp_path, name):
     assert resident[0].bytes_read == 0
     for place, options in PLACES.items():
         if options["memory_budget"] == "tight":
-            options = options | {"memory_budget": tight(base, METHODS[name])}
+            options = options | {"memory_budget": tight(base, METHODS[name], options)}
         results, same, held = run_of(base, tmp_path / place.replace(" ", "-"), METHODS[name], **options)
         assert bits(tmp_path / place.replace(" ", "-")) == bits(tmp_path / "resident"), place
         assert same == logits, place
@@ -180,3 +206,37 @@ def test_quantization_of_another_library_is_refused(base, tmp_path):
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(Exception, match="quantization_config"):
         Runtime.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("name", ["mezo", "sparse-mezo", "largest-mask"])
+def test_streamed_state_is_found_again(base, tmp_path, name):
+    """Closed anywhere between generations, opened in memory or streamed: the run goes on with the same bits."""
+    streamed = {"memory_budget": "32MiB", "stream_trained": True, "generation_every": 3}
+    run_of(base, tmp_path / "whole", METHODS[name], n_steps=8)
+    for n, options in ((2, streamed), (5, streamed), (6, {}), (8, streamed)):
+        _, _, _ = run_of(base, tmp_path / "pieces", METHODS[name], n_steps=n, **options)
+    assert bits(tmp_path / "pieces") == bits(tmp_path / "whole")
+    found = list((tmp_path / "pieces" / "generations").glob("*.safetensors"))
+    assert len(found) == 1
+    with Runtime.from_pretrained(base, method=METHODS[name], run_dir=tmp_path / "pieces", seed=5, **streamed) as run:
+        with Runtime.from_pretrained(base, method=METHODS[name], run_dir=tmp_path / "whole", seed=5) as same:
+            for n in run.tensor_ids():
+                assert np.array_equal(run.weights(n), same.weights(n)), n
+            assert run.diagnostics() == same.diagnostics()
+
+
+def test_streamed_state_starts_from_a_delta(base, tmp_path):
+    method = METHODS["sparse-mezo"]
+    run_of(base, tmp_path / "first", method)
+    delta = tmp_path / "first" / "x.delta.safetensors"
+    run_of(base, tmp_path / "a", method, delta=delta)
+    run_of(base, tmp_path / "b", method, delta=delta, memory_budget="32MiB", stream_trained=True, generation_every=4)
+    assert bits(tmp_path / "a") == bits(tmp_path / "b")
+
+
+def test_streamed_state_needs_a_run_folder(base):
+    with pytest.raises(ArgumentError, match=r"\[run_dir\] none"):
+        with Runtime.from_pretrained(
+            base, method=MeZO(), lr=1e-3, eps=1e-2, memory_budget="32MiB", stream_trained=True
+        ) as run:
+            run.train_step(batch(0))

@@ -140,7 +140,8 @@ void init_engine(py::module_& m) {
                        double weight_decay, const std::string& dtype, const std::string& values,
                        const std::string& operand, const std::string& reduction, uint64_t seed, int threads,
                        int sync_every, const std::string& delta, double fraction, const std::string& index,
-                       int64_t memory_budget, int n_readers, int64_t ring_bytes) {
+                       int64_t memory_budget, int generation_every, bool stream_trained, int n_readers,
+                       int64_t ring_bytes) {
              EngineOptions o;
              o.model_dir = model_dir;
              o.run_dir = run_dir;
@@ -155,6 +156,8 @@ void init_engine(py::module_& m) {
              o.sync_every = sync_every;
              o.delta = delta;
              o.memory_budget = memory_budget;
+             o.generation_every = generation_every;
+             o.stream_trained = stream_trained;
              o.n_readers = n_readers;
              o.ring_bytes = ring_bytes;
              py::gil_scoped_release release;
@@ -164,7 +167,8 @@ void init_engine(py::module_& m) {
            py::arg("sparsity"), py::arg("noise"), py::arg("queries"), py::arg("weight_decay"),
            py::arg("dtype"), py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"),
            py::arg("threads"), py::arg("sync_every"), py::arg("delta"), py::arg("fraction"), py::arg("index"),
-           py::arg("memory_budget"), py::arg("n_readers"), py::arg("ring_bytes"))
+           py::arg("memory_budget"), py::arg("generation_every"), py::arg("stream_trained"),
+           py::arg("n_readers"), py::arg("ring_bytes"))
       .def("start", &Engine::start, py::arg("lr"), py::arg("eps"))
       .def_property_readonly("started", &Engine::started)
       .def_property_readonly("lr", &Engine::lr)
@@ -172,6 +176,7 @@ void init_engine(py::module_& m) {
       .def_property_readonly("step", &Engine::step)
       .def_property_readonly("threads", &Engine::threads)
       .def_property_readonly("notes", &Engine::notes)
+      .def_property_readonly("generation_bytes_written", &Engine::generation_bytes_written)
       .def_property_readonly("n_trained", &Engine::n_trained)
       .def_property_readonly("working_copy_bytes", &Engine::working_copy_bytes)
       .def_property_readonly("bytes_by_purpose",

@@ -24,23 +24,24 @@ using Counts = std::vector<int64_t>;
 
 // counts[bucket(magnitude bits)] over all elements; bucket returns a negative number to leave an element out.
 template <class Bucket>
-Counts histogram(const WeightView& w, size_t n_buckets, ThreadPool* pool, Bucket bucket) {
+Counts histogram(const Pieces& pieces, size_t n_buckets, ThreadPool* pool, Bucket bucket) {
   const int n_parts = pool ? pool->size() : 1;
-  std::vector<Counts> parts(static_cast<size_t>(n_parts));
-  const auto body = [&](int64_t part, int) {
-    Counts& counts = parts[static_cast<size_t>(part)];
-    counts.assign(n_buckets, 0);
-    const int64_t end = w.n() / n_parts * (part + 1) + (part + 1 == n_parts ? w.n() % n_parts : 0);
-    for (int64_t e = w.n() / n_parts * part; e < end; ++e) {
-      const int64_t b = bucket(f32_bits(decode_at(w, e)) & 0x7FFFFFFFu);
-      if (b >= 0) ++counts[static_cast<size_t>(b)];
+  std::vector<Counts> parts(static_cast<size_t>(n_parts), Counts(n_buckets, 0));
+  pieces([&](const WeightView& w, int64_t e0, int64_t n) {
+    const auto body = [&](int64_t part, int) {
+      Counts& counts = parts[static_cast<size_t>(part)];
+      const int64_t end = e0 + n / n_parts * (part + 1) + (part + 1 == n_parts ? n % n_parts : 0);
+      for (int64_t e = e0 + n / n_parts * part; e < end; ++e) {
+        const int64_t b = bucket(f32_bits(decode_at(w, e)) & 0x7FFFFFFFu);
+        if (b >= 0) ++counts[static_cast<size_t>(b)];
+      }
+    };
+    if (pool) {
+      pool->run(n_parts, body);
+    } else {
+      body(0, 0);
     }
-  };
-  if (pool) {
-    pool->run(n_parts, body);
-  } else {
-    body(0, 0);
-  }
+  });
   for (size_t p = 1; p < parts.size(); ++p) {
     for (size_t b = 0; b < n_buckets; ++b) parts[0][b] += parts[p][b];
   }
@@ -60,17 +61,17 @@ struct Selected {
   int64_t n_equal;
 };
 
-Selected select_rank(const WeightView& w, int64_t rank, ThreadPool* pool) {
+Selected select_rank(const Pieces& pieces, int64_t rank, ThreadPool* pool) {
   int64_t inside = rank;
   const Counts high =
-      histogram(w, kHighBuckets, pool, [](uint32_t m) { return static_cast<int64_t>(m >> kLowBits); });
+      histogram(pieces, kHighBuckets, pool, [](uint32_t m) { return static_cast<int64_t>(m >> kLowBits); });
   for (size_t b = kInfinityBits >> kLowBits; b < kHighBuckets; ++b) {
     check<ArgumentError>(high[b] == 0, "threshold",
-                         "tensor " + std::to_string(w.tensor_id) + " holds " + std::to_string(high[b]) +
+                         "a tensor holds " + std::to_string(high[b]) +
                              " infinite or NaN values, expected finite weights; the checkpoint is damaged");
   }
   const auto top = static_cast<uint32_t>(find_bucket(high, &inside));
-  const Counts low = histogram(w, kLowBuckets, pool, [top](uint32_t m) {
+  const Counts low = histogram(pieces, kLowBuckets, pool, [top](uint32_t m) {
     return m >> kLowBits == top ? static_cast<int64_t>(m & (kLowBuckets - 1)) : -1;
   });
   const size_t bottom = find_bucket(low, &inside);
@@ -88,18 +89,26 @@ int64_t n_kept(int64_t n, double sparsity) {
                              1, n);
 }
 
-Threshold smallest_threshold(const WeightView& w, double sparsity, ThreadPool* pool) {
-  const int64_t k = n_kept(w.n(), sparsity);
-  if (sparsity == 0) return {std::numeric_limits<float>::infinity(), w.n()};
-  const Selected s = select_rank(w, k - 1, pool);
+Threshold smallest_threshold(const Pieces& pieces, int64_t n, double sparsity, ThreadPool* pool) {
+  const int64_t k = n_kept(n, sparsity);
+  if (sparsity == 0) return {std::numeric_limits<float>::infinity(), n};
+  const Selected s = select_rank(pieces, k - 1, pool);
   return {f32_from_bits(s.bits), s.n_below + s.n_equal};
 }
 
+Threshold largest_threshold(const Pieces& pieces, int64_t n, double sparsity, ThreadPool* pool) {
+  const int64_t k = n_kept(n, sparsity);
+  if (sparsity == 0) return {0, n};
+  const Selected s = select_rank(pieces, n - k, pool);
+  return {f32_from_bits(s.bits), n - s.n_below};
+}
+
+Threshold smallest_threshold(const WeightView& w, double sparsity, ThreadPool* pool) {
+  return smallest_threshold([&](const auto& body) { body(w, 0, w.n()); }, w.n(), sparsity, pool);
+}
+
 Threshold largest_threshold(const WeightView& w, double sparsity, ThreadPool* pool) {
-  const int64_t k = n_kept(w.n(), sparsity);
-  if (sparsity == 0) return {0, w.n()};
-  const Selected s = select_rank(w, w.n() - k, pool);
-  return {f32_from_bits(s.bits), w.n() - s.n_below};
+  return largest_threshold([&](const auto& body) { body(w, 0, w.n()); }, w.n(), sparsity, pool);
 }
 
 }  // namespace smezo

@@ -3,11 +3,16 @@
 // added, so threads do not change the answer.
 #pragma once
 #include <cstdint>
+#include <functional>
 
 #include "base/threads.h"
 #include "base/view.h"
 
 namespace smezo {
+
+// A tensor a piece at a time: calls its argument with a view that holds elements [e0, e0 + n), for pieces
+// that together are the tensor. It is gone through twice.
+using Pieces = std::function<void(const std::function<void(const WeightView& w, int64_t e0, int64_t n)>&)>;
 
 struct Threshold {
   float h = 0;
@@ -23,5 +28,8 @@ int64_t n_kept(int64_t n, double sparsity);
 Threshold smallest_threshold(const WeightView& w, double sparsity, ThreadPool* pool = nullptr);
 // h = the k-th largest |w|; the mask |w| >= h. sparsity 0: h is 0.
 Threshold largest_threshold(const WeightView& w, double sparsity, ThreadPool* pool = nullptr);
+// The same over pieces of a tensor of n elements.
+Threshold smallest_threshold(const Pieces& pieces, int64_t n, double sparsity, ThreadPool* pool);
+Threshold largest_threshold(const Pieces& pieces, int64_t n, double sparsity, ThreadPool* pool);
 
 }  // namespace smezo

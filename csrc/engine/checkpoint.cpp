@@ -2,12 +2,14 @@
 // back.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "base/error.h"
 #include "direction/direction.h"
 #include "engine/engine_impl.h"
+#include "format/codec.h"
 #include "io/delta.h"
 #include "io/generation.h"
 #include "model/catch_up.h"
@@ -41,8 +43,8 @@ void gather(const WeightView& w, const std::vector<int64_t>& at, std::vector<uin
   tail->resize(w.dtype == DType::BF16T8 ? at.size() : 0);
   for (size_t i = 0; i < at.size(); ++i) {
     std::memcpy(values->data() + i * static_cast<size_t>(size),
-                static_cast<const uint8_t*>(w.data) + at[i] * size, static_cast<size_t>(size));
-    if (!tail->empty()) (*tail)[i] = w.tail[at[i]];
+                static_cast<const uint8_t*>(w.data) + (at[i] - w.first) * size, static_cast<size_t>(size));
+    if (!tail->empty()) (*tail)[i] = w.tail[at[i] - w.first];
   }
 }
 void scatter(const WeightView& w, const std::vector<int64_t>& at, const uint8_t* values, const int8_t* tail) {
@@ -56,15 +58,14 @@ void scatter(const WeightView& w, const std::vector<int64_t>& at, const uint8_t*
 
 }  // namespace
 
-// Calls body(elements of the support) over a tensor, chunk by chunk, in element order.
+// Calls body(elements of the support) over elements [e0, end) of a tensor, chunk by chunk, in element order.
 template <class Body>
-static void for_each_support(Engine::Impl& m, uint32_t id, const Body& body) {
+static void for_each_support(Engine::Impl& m, uint32_t id, int64_t e0, int64_t end, const Body& body) {
   const TensorMethod& method = m.selection.tensors[id];
   TensorDirection d = direction_of(method, id, m.header.seed, 0, 0);
   std::vector<float> w0(kChunk);
-  const int64_t n = m.store->weight(id).n();
-  for (int64_t e0 = 0; e0 < n; e0 += kChunk) {
-    const int64_t k = std::min(kChunk, n - e0);
+  for (; e0 < end; e0 += kChunk) {
+    const int64_t k = std::min(kChunk, end - e0);
     m.store->base_values(id, e0, k, w0.data());
     body(support(d, w0.data(), e0, k));
   }
@@ -88,16 +89,17 @@ void Engine::save_delta(const std::string& path) {
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     const TensorMethod& method = m.selection.tensors[id];
     if (!method.trained) continue;
-    const WeightView w = m.store->overlay(id) ? m.store->shape(id) : m.store->weight(id);
+    const WeightView w = m.store->shape(id);
     StateTensor t;
     t.name = m.parameters[id].name;
-    t.dtype = w.dtype;
+    t.dtype = m.header.values;
     t.packed = m.store->overlay(id) || has_implicit_support(method);
     if (const IndexOverlay* o = m.store->overlay(id)) {
       t.shape = {o->n()};
     } else if (t.packed) {
       int64_t n = 0;
-      for_each_support(m, id, [&](const std::vector<int64_t>& at) { n += static_cast<int64_t>(at.size()); });
+      for_each_support(m, id, 0, m.store->shape(id).n(),
+                       [&](const std::vector<int64_t>& at) { n += static_cast<int64_t>(at.size()); });
       t.shape = {n};
     } else if (w.rows == 1) {
       t.shape = {w.cols};
@@ -115,14 +117,17 @@ void Engine::save_delta(const std::string& path) {
         sink.write(i, o->value.data(), nullptr, o->n());
         continue;
       }
-      const WeightView w = m.store->weight(ids[i]);
-      if (!tensors[i].packed) {
-        sink.write(i, w.data, w.tail, w.n());
-        continue;
-      }
-      for_each_support(m, ids[i], [&](const std::vector<int64_t>& at) {
-        gather(w, at, &values, &tail);
-        sink.write(i, values.data(), tail.empty() ? nullptr : tail.data(), static_cast<int64_t>(at.size()));
+      m.pending->for_state(ids[i], [&](const WeightView& w, int64_t row0, int64_t n) {
+        const int64_t e0 = row0 * w.cols, end = (row0 + n) * w.cols, at0 = e0 - w.first;
+        if (!tensors[i].packed) {
+          sink.write(i, static_cast<const uint8_t*>(w.data) + at0 * element_bytes(w.dtype),
+                     w.tail ? w.tail + at0 : nullptr, end - e0);
+          return;
+        }
+        for_each_support(m, ids[i], e0, end, [&](const std::vector<int64_t>& at) {
+          gather(w, at, &values, &tail);
+          sink.write(i, values.data(), tail.empty() ? nullptr : tail.data(), static_cast<int64_t>(at.size()));
+        });
       });
     }
   });
@@ -136,11 +141,12 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
     check<ArgumentError>(id < m.parameters.size() && m.selection.tensors[id].trained, "delta",
                          where + " holds '" + t.name +
                              "', which this method does not train; open it with the method it was made by");
+    check<ArgumentError>(t.dtype == m.header.values, "delta",
+                         where + " holds '" + t.name + "' as " + values_name(t.dtype) + ", this run keeps " +
+                             values_name(m.header.values) + "; set values to match");
+    if (m.store->streams_state(id)) continue;
     IndexOverlay* const overlay = m.store->overlay(id);
     const WeightView w = overlay ? m.store->shape(id) : m.store->weight(id);
-    check<ArgumentError>(t.dtype == w.dtype, "delta",
-                         where + " holds '" + t.name + "' as " + values_name(t.dtype) + ", this run keeps " +
-                             values_name(w.dtype) + "; set values to match");
     const size_t i = static_cast<size_t>(file.find(t.name));
     const uint8_t* values = static_cast<const uint8_t*>(file.values(i));
     const int8_t* tail = file.tail(i);
@@ -162,7 +168,7 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
       continue;
     }
     int64_t done = 0;
-    for_each_support(m, id, [&](const std::vector<int64_t>& at) {
+    for_each_support(m, id, 0, w.n(), [&](const std::vector<int64_t>& at) {
       const int64_t k = static_cast<int64_t>(at.size());
       check<FormatError>(done + k <= t.n(), "delta",
                          where + " has " + std::to_string(t.n()) + " values of '" + t.name +
@@ -177,6 +183,12 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
   }
 }
 
+// In memory what lies there, streamed what does not.
+static void take_state(Engine::Impl& m, const StateReader& file, const std::string& where) {
+  load_state(m, file, where);
+  if (m.streams_state()) m.store->use_generation(file);
+}
+
 std::string Engine::Impl::delta_hash(const std::string& path) {
   const StateReader file = open_delta(path, header.base_fingerprint);
   return std::to_string(file.header().watermark) + "-" + std::to_string(file.header().journal_tail) + "-" +
@@ -184,42 +196,102 @@ std::string Engine::Impl::delta_hash(const std::string& path) {
 }
 
 std::string Engine::Impl::load_delta(const std::string& path) {
-  load_state(*this, open_delta(path, header.base_fingerprint), path);
+  take_state(*this, open_delta(path, header.base_fingerprint), path);
   return delta_hash(path);
 }
 
-void Engine::save_generation() {
-  Impl& m = *impl_;
-  check<ArgumentError>(m.journal != nullptr, "generation", "there is no run folder to write it to");
-  sync();
-  flush();
+bool Engine::Impl::streams_state() const {
+  for (uint32_t id = 0; id < parameters.size(); ++id) {
+    if (store->streams_state(id)) return true;
+  }
+  return false;
+}
+
+// k steps between generations cost k (k + 1) / 2 applications of a record and one writing: least at
+// sqrt(2 writing / application).
+bool Engine::Impl::generation_is_due() const {
+  if (!journal || !is_started || n_committed == newest_generation || !streams_state()) return false;
+  constexpr double kGuessedBytesPerS = 5e8;  // until one has been written
+  constexpr int kMost = 64;
+  int every = options.generation_every;
+  if (every == 0) {
+    double writing = generation_seconds;
+    if (writing == 0) {
+      for (uint32_t id = 0; id < parameters.size(); ++id) {
+        const int64_t n = store->n_packed(id) > 0 ? store->n_packed(id) : store->shape(id).n();
+        if (store->streams_state(id))
+          writing += static_cast<double>(bytes_of(header.values, n)) / kGuessedBytesPerS;
+      }
+    }
+    every = std::clamp(static_cast<int>(std::lround(std::sqrt(2 * writing / seconds_per_record))), 1, kMost);
+  }
+  return n_committed - newest_generation >= static_cast<uint32_t>(every);
+}
+
+void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
+  if (journal && n_unsynced > 0) journal->sync();  // I2
+  n_unsynced = 0;
   std::vector<StateTensor> tensors;
   std::vector<uint32_t> ids;
-  for (uint32_t id = 0; id < m.parameters.size(); ++id) {
-    if (!m.selection.tensors[id].trained) continue;
-    const IndexOverlay* const overlay = m.store->overlay(id);
-    const WeightView w = overlay ? m.store->shape(id) : m.store->weight(id);
+  std::vector<size_t> index(parameters.size());
+  int64_t n_bytes = 0;
+  for (uint32_t id = 0; id < parameters.size(); ++id) {
+    if (!selection.tensors[id].trained) continue;
+    const IndexOverlay* const overlay = store->overlay(id);
+    const int64_t n_packed = overlay ? overlay->n() : store->n_packed(id);
     StateTensor t;
-    t.name = m.parameters[id].name;
-    t.dtype = w.dtype;
-    t.packed = overlay != nullptr;
-    t.shape = overlay ? std::vector<int64_t>{overlay->n()} : std::vector<int64_t>{w.rows, w.cols};
+    t.name = parameters[id].name;
+    t.dtype = header.values;
+    t.packed = n_packed > 0;
+    t.shape = t.packed ? std::vector<int64_t>{n_packed}
+                       : std::vector<int64_t>{parameters[id].rows, parameters[id].cols};
+    n_bytes += bytes_of(t.dtype, t.n());
+    index[id] = tensors.size();
     tensors.push_back(std::move(t));
     ids.push_back(id);
   }
-  const std::string folder = m.options.run_dir + "/generations";
-  write_generation(folder, state_header(m), tensors, [&](StateSink& sink) {
-    for (size_t i = 0; i < ids.size(); ++i) {
-      if (const IndexOverlay* o = m.store->overlay(ids[i])) {
-        sink.write(i, o->value.data(), nullptr, o->n());
-        continue;
+  const std::string folder = options.run_dir + "/generations";
+  const auto now = [] { return std::chrono::steady_clock::now(); };
+  const auto begin = now();
+  std::chrono::duration<double> in_forward{0};
+  std::vector<char> visited(parameters.size(), false);
+  struct StopWriting {
+    Store& store;
+    ~StopWriting() { store.write_units({}); }
+  } stop{*store};
+  write_generation(folder, state_header(*this), tensors, [&](StateSink& sink) {
+    store->write_units([&](uint32_t id, const void* values, const int8_t* tail, int64_t n) {
+      visited[id] = true;
+      sink.write(index[id], values, tail, n);
+    });
+    const auto before = now();
+    forward();
+    in_forward = now() - before;
+    for (const uint32_t id : ids) {
+      if (const IndexOverlay* o = store->overlay(id)) {
+        flush();
+        sink.write(index[id], o->value.data(), nullptr, o->n());
+      } else if (store->streams_state(id)) {
+        if (!visited[id]) pending->for_state(id, [](const WeightView&, int64_t, int64_t) {});
+      } else {
+        pending->for_state(
+            id, [&](const WeightView& w, int64_t, int64_t) { sink.write(index[id], w.data, w.tail, w.n()); });
       }
-      const WeightView w = m.store->weight(ids[i]);
-      sink.write(i, w.data, w.tail, w.n());
     }
   });
+  newest_generation = n_committed;
+  generation_bytes += n_bytes;
+  if (streams_state()) {
+    store->use_generation(StateReader::open(generation_path(folder, n_committed), StateKind::generation));
+    pending->streamed_state_is_at_tail();
+    generation_seconds = std::chrono::duration<double>(now() - begin - in_forward).count();
+  }
   remove_old_generations(folder, 1);
-  m.newest_generation = m.n_committed;
+}
+
+void Engine::save_generation() {
+  check<ArgumentError>(impl_->journal != nullptr, "generation", "there is no run folder to write it to");
+  impl_->write_generation_with([] {});
 }
 
 // The best of three times that `replay` takes.
@@ -257,16 +329,19 @@ double Engine::Impl::measure_replay_rate() {
         [&] { catch_up_rows(shape, &copy, method, header.seed, {record}, kernels, 0, shape.rows); });
     return s / static_cast<double>(copy.n()) * static_cast<double>(n_all) / pool.size();
   }
-  WeightView sample = store->weight(largest);
+  WeightView sample = store->shape(largest);
   const int64_t rows = std::clamp<int64_t>(kElements / sample.cols, 1, sample.rows);
   const int64_t n = rows * sample.cols;
-  std::vector<uint8_t> values(static_cast<size_t>(n * element_bytes(sample.dtype)));
-  std::vector<int8_t> tail(sample.tail ? static_cast<size_t>(n) : 0);
-  std::memcpy(values.data(), sample.data, values.size());
-  if (sample.tail) std::memcpy(tail.data(), sample.tail, tail.size());
+  std::vector<float> w0(static_cast<size_t>(n));
+  store->base_values(largest, 0, n, w0.data());
+  std::vector<uint8_t> values(static_cast<size_t>(n * element_bytes(header.values)));
+  std::vector<int8_t> tail(header.values == DType::BF16T8 ? static_cast<size_t>(n) : 0);
   sample.data = values.data();
   sample.tail = tail.empty() ? nullptr : tail.data();
+  sample.dtype = header.values;
+  sample.writable = true;
   sample.rows = rows;
+  for (int64_t e = 0; e < n; ++e) encode_nearest_at(sample, e, w0[static_cast<size_t>(e)]);
   const double s =
       seconds_of([&] { catch_up_rows(sample, nullptr, method, header.seed, {record}, kernels, 0, rows); });
   return s / static_cast<double>(n) * static_cast<double>(n_all) / pool.size();
@@ -276,7 +351,7 @@ uint32_t Engine::Impl::load_newest_generation() {
   const std::string folder = options.run_dir + "/generations";
   for (uint32_t watermark : list_generations(folder)) {
     const StateReader file = open_generation(folder, watermark, header.base_fingerprint);
-    load_state(*this, file, folder);
+    take_state(*this, file, folder);
     newest_generation = watermark;
     return watermark;
   }

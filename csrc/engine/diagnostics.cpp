@@ -44,9 +44,7 @@ double Engine::surviving_perturbation(float eps, uint32_t noise_step) {
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     const TensorMethod& method = m.selection.tensors[id];
     if (!method.trained || m.parameters[id].rows == 1 || m.store->overlay(id)) continue;
-    const WeightView w = m.store->weight(id);
     OperandJob job;
-    job.w = w;
     job.dir = direction_of(method, id, m.header.seed, noise_step, 0);
     job.mode = m.header.operand;
     job.compute = m.header.compute;
@@ -54,22 +52,25 @@ double Engine::surviving_perturbation(float eps, uint32_t noise_step) {
     OperandJob exact = job;
     exact.mode = OperandMode::split;
     exact.compute = Compute::f32;
-    const int64_t rows = std::min(kRows, w.rows);
-    Strip plus = strip_for(m.kernels, job.compute, rows, w.cols), minus = plus;
-    Strip weight = strip_for(m.kernels, Compute::f32, rows, w.cols), z = weight;
-    for (int64_t row0 = 0; row0 + rows <= w.rows; row0 += rows * kEvery) {
-      m.kernels.produce(job, row0, rows, plus.raw.data(), minus.raw.data());
-      m.kernels.produce(exact, row0, rows, weight.raw.data(), z.raw.data());
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < w.cols; ++c) {
-          const double want = z.at(r * z.ld + c);
-          const double made_z = job.mode == OperandMode::split
-                                    ? minus.at(r * minus.ld + c)
-                                    : (plus.at(r * plus.ld + c) - minus.at(r * minus.ld + c)) / (2.0 * eps);
-          add(want, made_z);
+    const int64_t cols = m.parameters[id].cols, rows = std::min(kRows, m.parameters[id].rows);
+    Strip plus = strip_for(m.kernels, job.compute, rows, cols), minus = plus;
+    Strip weight = strip_for(m.kernels, Compute::f32, rows, cols), z = weight;
+    m.pending->for_state(id, [&](const WeightView& w, int64_t first, int64_t n) {
+      job.w = exact.w = w;
+      const int64_t every = rows * kEvery;
+      for (int64_t row0 = (first + every - 1) / every * every; row0 + rows <= first + n; row0 += every) {
+        m.kernels.produce(job, row0, rows, plus.raw.data(), minus.raw.data());
+        m.kernels.produce(exact, row0, rows, weight.raw.data(), z.raw.data());
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t c = 0; c < cols; ++c) {
+            add(z.at(r * z.ld + c),
+                job.mode == OperandMode::split
+                    ? minus.at(r * minus.ld + c)
+                    : (plus.at(r * plus.ld + c) - minus.at(r * minus.ld + c)) / (2.0 * eps));
+          }
         }
       }
-    }
+    });
   }
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     const IndexOverlay* const o = m.store->overlay(id);

@@ -57,6 +57,7 @@ Engine::Impl::Impl(const EngineOptions& o)
     stream.budget_bytes = o.memory_budget;
     stream.ring_bytes = o.ring_bytes;
     stream.n_readers = o.n_readers;
+    stream.stream_trained = o.stream_trained;
     store = Store::open_streamed(o.model_dir, requests, values, stream, pool);
   } else {
     store = Store::open(o.model_dir, requests, values, pool);
@@ -89,7 +90,8 @@ Engine::Impl::Impl(const EngineOptions& o)
   if (!journal_path.empty() && file_exists(journal_path)) {
     resume(trained);
   } else {
-    selection = select(o.method, trained, *store, pool);
+    selection = select(o.method, trained, *store, kernels, pool);
+    keep_supports();
     for (const TensorMethod& t : selection.tensors) header.masks.push_back(t.mask);
     header.n_selected = selection.n_selected;
     if (!o.delta.empty()) header.delta_hash = load_delta(o.delta);
@@ -132,6 +134,7 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
     selection.tensors.push_back(t);
   }
   selection.n_selected = header.n_selected;
+  keep_supports();
   if (!options.delta.empty()) load_delta(options.delta);
   const uint32_t watermark = load_newest_generation();
   pending = std::make_unique<Pending>(*store, selection.tensors, kernels, pool, header.seed, watermark);
@@ -142,6 +145,13 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
   seconds_per_record = measure_replay_rate();
   is_started = true;
   flush();
+}
+
+void Engine::Impl::keep_supports() {
+  for (uint32_t id = 0; id < parameters.size(); ++id) {
+    if (selection.tensors[id].trained)
+      store->keep_support(id, direction_of(selection.tensors[id], id, header.seed, 0, 0), kernels, pool);
+  }
 }
 
 PendingRecord Engine::Impl::pending_of(const Record& r) const {
@@ -167,6 +177,10 @@ void Engine::start(float lr, float eps) {
   check<ArgumentError>(
       std::isfinite(eps) && eps > 0, "eps",
       std::to_string(eps) + ", expected a positive number: it is the size of the perturbation");
+  check<ArgumentError>(
+      !impl_->streams_state() || !impl_->journal_path.empty(), "run_dir",
+      "none, expected one: what trains does not fit in the memory budget, and generations of it need "
+      "a place");
   impl_->header.lr = lr;
   impl_->header.eps = eps;
   if (!impl_->journal_path.empty())
@@ -216,7 +230,13 @@ ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branche
   visit.pending = [&m](uint32_t id) -> const std::vector<PendingRecord>& { return m.pending->of(id); };
   visit.caught_up = [&m](uint32_t id) { m.pending->caught_up(id); };
   m.make_room(batch, visit, want_logits);
-  ForwardResult f = m.model->forward(batch, visit, want_logits);
+  ForwardResult f;
+  const auto forward = [&] { f = m.model->forward(batch, visit, want_logits); };
+  if (m.generation_is_due()) {
+    m.write_generation_with(forward);
+  } else {
+    forward();
+  }
   ProbeResult out;
   out.branches = branches;
   out.values = std::move(f.values);
@@ -256,7 +276,8 @@ bool Engine::commit(const StepDecision& d) {
   if (finite) m.pending->push(m.pending_of(r));
   // Opening the run again shall not take longer than this in replay.
   constexpr double kLongestReplay = 60;
-  if (m.journal && (m.n_committed - m.newest_generation) * m.seconds_per_record > kLongestReplay)
+  if (m.journal && !m.streams_state() &&
+      (m.n_committed - m.newest_generation) * m.seconds_per_record > kLongestReplay)
     save_generation();
   return finite;
 }
@@ -284,6 +305,7 @@ const std::vector<ParameterSpec>& Engine::parameters() const { return impl_->par
 int Engine::threads() const { return impl_->pool.size(); }
 int64_t Engine::working_copy_bytes() const { return impl_->store->working_copy_bytes(); }
 Traffic Engine::traffic() const { return impl_->store->traffic(); }
+int64_t Engine::generation_bytes_written() const { return impl_->generation_bytes; }
 
 std::vector<std::pair<std::string, int64_t>> Engine::bytes_by_purpose() const {
   const Store& s = *impl_->store;
@@ -305,7 +327,14 @@ std::vector<float> Engine::weights(uint32_t tensor_id) {
                        "tensor id " + std::to_string(tensor_id) + ", expected less than " +
                            std::to_string(impl_->parameters.size()));
   flush();
-  return impl_->store->values(tensor_id, impl_->kernels, impl_->pool);
+  Impl& m = *impl_;
+  if (!m.selection.tensors[tensor_id].trained || m.store->overlay(tensor_id))
+    return m.store->values(tensor_id, m.kernels, m.pool);
+  std::vector<float> out(static_cast<size_t>(m.store->shape(tensor_id).n()));
+  m.pending->for_state(tensor_id, [&](const WeightView& w, int64_t row0, int64_t n) {
+    m.kernels.decode(w, row0 * w.cols, n * w.cols, out.data() + row0 * w.cols);
+  });
+  return out;
 }
 
 TensorDirection Engine::direction(uint32_t tensor_id, uint32_t step, uint32_t query) const {

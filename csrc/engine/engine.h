@@ -50,8 +50,12 @@ struct EngineOptions {
   std::string delta;   // starting delta, or ""
   // Bytes the run may hold above what the process had when it was opened; 0: no limit, everything resident.
   int64_t memory_budget = 0;
-  int n_readers = 2;       // threads that read weights ahead; 0: none
-  int64_t ring_bytes = 0;  // 0: chosen
+  // Trained state that does not fit is written as a generation every so many steps; 0: as many as cost least
+  // by the measured rates of replaying and writing.
+  int generation_every = 0;
+  bool stream_trained = false;  // what trains is streamed even if it would fit
+  int n_readers = 2;            // threads that read weights ahead; 0: none
+  int64_t ring_bytes = 0;       // 0: chosen
 };
 
 // What a probe found out. Branch order is the caller's.
@@ -104,6 +108,7 @@ class Engine {
   int threads() const;
   int64_t working_copy_bytes() const;
   Traffic traffic() const;
+  int64_t generation_bytes_written() const;
   // What the store and the last forward hold, by purpose.
   std::vector<std::pair<std::string, int64_t>> bytes_by_purpose() const;
   int64_t n_trained() const;  // elements selected, over all tensors

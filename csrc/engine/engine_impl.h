@@ -1,5 +1,6 @@
 // The engine's insides, shared by engine.cpp and checkpoint.cpp. Nobody else includes it.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,7 +19,15 @@ struct Engine::Impl {
 
   void resume(const std::vector<bool>& trained);
   PendingRecord pending_of(const Record& r) const;
+  void keep_supports();  // of streamed state
   void flush() { pending->flush(); }
+  // checkpoint.cpp: streamed state
+  bool streams_state() const;
+  bool generation_is_due() const;
+  // Writes one; `forward` runs a pass on the way (or does nothing), what it does not visit is visited after
+  // it.
+  void write_generation_with(const std::function<void()>& forward);
+
   int64_t fixed_bytes() const;  // what does not depend on the batch
   void make_room(const Batch& batch, const VisitContext& visit, bool want_logits);  // BudgetError
 
@@ -51,7 +60,9 @@ struct Engine::Impl {
   double seconds_per_record = 0;
   int n_unsynced = 0;
   bool is_started = false;
-  int64_t forward_bytes = 0;  // of the last probe
+  int64_t forward_bytes = 0;      // of the last probe
+  double generation_seconds = 0;  // that writing the last one took beside its pass
+  int64_t generation_bytes = 0;   // written so far
 };
 
 }  // namespace smezo

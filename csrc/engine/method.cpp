@@ -155,7 +155,8 @@ std::vector<int64_t> place_index_sets(const MethodConfig& m, const std::vector<b
   return n_of;
 }
 
-Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store, ThreadPool& pool) {
+Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store,
+                 const Kernels& kernels, ThreadPool& pool) {
   Selection s;
   const MaskKind kind = kind_row(m.kind).mask;
   for (uint32_t id = 0; id < trained.size(); ++id) {
@@ -166,12 +167,17 @@ Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store&
     if (t.trained && store.overlay(id)) {
       n_selected = store.overlay(id)->n();
     } else if (t.trained) {
-      const WeightView w = store.weight(id);
+      const WeightView w = store.shape(id);
+      const Pieces pieces = [&](const auto& body) {
+        store.for_state(id, kernels, pool, nullptr, [&](const WeightView& v, int64_t row0, int64_t n) {
+          body(v, row0 * v.cols, n * v.cols);
+        });
+      };
       n_selected = w.n();
       // At sparsity 0 every mask is the whole tensor, so that all kinds equal MeZO bit for bit.
       if (kind != MaskKind::all && m.sparsity > 0) {
-        const Threshold th = kind == MaskKind::large ? largest_threshold(w, m.sparsity, &pool)
-                                                     : smallest_threshold(w, m.sparsity, &pool);
+        const Threshold th = kind == MaskKind::large ? largest_threshold(pieces, w.n(), m.sparsity, &pool)
+                                                     : smallest_threshold(pieces, w.n(), m.sparsity, &pool);
         t.mask.kind = kind;
         t.mask.h = th.h;
         n_selected = th.n_selected;

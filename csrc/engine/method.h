@@ -48,6 +48,7 @@ struct Selection {
   std::vector<int64_t> n_selected;    // [n_tensors], 0 when not trained
 };
 // The index sets go into the store as overlays.
-Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store, ThreadPool& pool);
+Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store,
+                 const Kernels& kernels, ThreadPool& pool);
 
 }  // namespace smezo

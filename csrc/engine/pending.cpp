@@ -46,9 +46,30 @@ void Pending::drop_applied() {
   records_.erase(records_.begin(), first);
 }
 
+void Pending::for_state(uint32_t id, const Store::OnRows& body) {
+  if (!store_.streams_state(id)) {
+    flush();
+    return store_.for_state(id, kernels_, pool_, nullptr, body);
+  }
+  const std::vector<PendingRecord> records = of(id);
+  store_.for_state(
+      id, kernels_, pool_,
+      [&](const WeightView& w, int64_t row0, int64_t n) {
+        catch_up_rows(w, nullptr, methods_[id], run_seed_, records, kernels_, row0, n);
+      },
+      body);
+}
+
+void Pending::streamed_state_is_at_tail() {
+  for (uint32_t id = 0; id < methods_.size(); ++id) {
+    if (methods_[id].trained && store_.streams_state(id)) watermark_[id] = tail_;
+  }
+  drop_applied();
+}
+
 void Pending::flush() {
   for (uint32_t id = 0; id < methods_.size(); ++id) {
-    if (!methods_[id].trained || watermark_[id] == tail_) continue;
+    if (!methods_[id].trained || watermark_[id] == tail_ || store_.streams_state(id)) continue;
     const std::vector<PendingRecord> records = of(id);
     catch_up_tensor(store_, id, methods_[id], run_seed_, records, kernels_, pool_);
     watermark_[id] = tail_;

@@ -25,8 +25,13 @@ class Pending {
   const std::vector<PendingRecord>& of(uint32_t tensor_id);
   void caught_up(uint32_t tensor_id);  // every row has had all of them
 
-  // Brings every trained tensor to the tail, all its records in one pass over its rows.
+  // Brings every trained tensor to the tail, all its records in one pass over its rows. State that is
+  // streamed is left alone: it is caught up wherever it is looked at.
   void flush();
+  // A trained tensor's state at the tail, in pieces (Store::for_state).
+  void for_state(uint32_t tensor_id, const Store::OnRows& body);
+  // A generation holds all streamed state at the tail now.
+  void streamed_state_is_at_tail();
 
  private:
   void drop_applied();

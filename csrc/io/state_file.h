@@ -63,6 +63,9 @@ class StateReader {
   const std::vector<StateTensor>& tensors() const { return tensors_; }  // in byte order of their names
   int64_t find(const std::string& name) const;                          // index, or -1
   int64_t file_bytes() const { return file_.shard_bytes(0); }
+  const std::string& path() const { return file_.shard_path(0); }
+  const TensorEntry& values_entry(size_t tensor) const { return values_[tensor]; }
+  const TensorEntry& tail_entry(size_t tensor) const { return tails_[tensor]; }  // empty unless BF16T8
   const void* values(size_t tensor) const;  // mapped; aligned to its element
   const int8_t* tail(size_t tensor) const;  // nullptr unless BF16T8
   void verify(size_t tensor) const;         // FormatError: the bytes are not those that were written

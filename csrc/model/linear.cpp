@@ -140,7 +140,7 @@ void Weights::make(OperandJob job, const StripRows& rows, int64_t ld_bytes, char
 }
 
 void Weights::catch_up(int64_t id) {
-  if (!trained(id) || !context_.pending) return;
+  if (!trained(id) || !context_.pending || store_.streams_state(static_cast<uint32_t>(id))) return;
   const uint32_t tensor = static_cast<uint32_t>(id);
   const std::vector<PendingRecord>& records = context_.pending(tensor);
   if (records.empty()) return;
@@ -312,20 +312,28 @@ Weights::Visit Weights::begin_visit(const Unit& unit) const {
 }
 
 void Weights::catch_up_strip(const Visit& v, int64_t row0, int64_t n) const {
-  if (v.records.empty()) return;
+  store_.prepare_rows(v.unit, row0, n, kernels_);
+  if (!v.records.empty()) catch_up_records(v, row0, n);
+  store_.finish_rows(v.unit, row0, n, kernels_);
+}
+
+void Weights::catch_up_records(const Visit& v, int64_t row0, int64_t n) const {
   catch_up_rows(v.w, v.overlay, (*context_.methods)[static_cast<size_t>(v.id)], context_.run_seed, v.records,
                 kernels_, row0, n);
 }
 
 void Weights::end_visit(const Visit& v) const {
   const bool last = v.unit.row0 + v.unit.n_rows == v.w.rows;
-  if (last && !v.records.empty()) context_.caught_up(v.unit.tensor_id);
+  if (last && !v.records.empty() && !store_.streams_state(v.unit.tensor_id))
+    context_.caught_up(v.unit.tensor_id);
   store_.release(v.unit);
 }
 
 void Weights::for_units(int64_t id, const std::function<void(const Unit&, const WeightView&)>& body) {
   for (const Unit& unit : units_of({id})) {
     const Visit v = begin_visit(unit);
+    if (store_.streams_state(unit.tensor_id))
+      context_.pool->run(unit.n_rows, [&](int64_t i, int) { catch_up_strip(v, unit.row0 + i, 1); });
     body(unit, v.w);
     end_visit(v);
   }

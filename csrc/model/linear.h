@@ -116,6 +116,7 @@ class Weights {
                            const std::vector<void*>& packed, int64_t n_panels, const std::vector<void*>& h,
                            const std::vector<char*>& scratch) const;
   void catch_up_strip(const Visit& v, int64_t row0, int64_t n) const;
+  void catch_up_records(const Visit& v, int64_t row0, int64_t n) const;
   void end_visit(const Visit& v) const;
 
   bool trained(int64_t id) const;

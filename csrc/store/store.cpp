@@ -44,6 +44,21 @@ void Store::for_units(uint32_t id, const Body& body) {
   }
 }
 
+void Store::for_state(uint32_t id, const Kernels& kernels, ThreadPool& pool, const OnRows& each,
+                      const OnRows& body) {
+  for_units(id, [&](const Unit& u, const WeightView& w) {
+    constexpr int64_t kElements = 32768;
+    const int64_t step = std::max<int64_t>(1, kElements / w.cols);
+    pool.run((u.n_rows + step - 1) / step, [&](int64_t i, int) {
+      const int64_t row0 = u.row0 + i * step, n = std::min(step, u.row0 + u.n_rows - row0);
+      prepare_rows(u, row0, n, kernels);
+      if (each) each(w, row0, n);
+      finish_rows(u, row0, n, kernels);
+    });
+    body(w, u.row0, u.n_rows);
+  });
+}
+
 WeightView Store::shape(uint32_t id) const {
   WeightView w;
   w.rows = requests_[id].rows, w.cols = requests_[id].cols;
@@ -72,6 +87,7 @@ std::vector<float> Store::values(uint32_t id, const Kernels& kernels, ThreadPool
   std::vector<float> out(static_cast<size_t>(shape(id).n()));
   for_units(id, [&](const Unit& u, const WeightView& w) {
     pool.run(u.n_rows, [&](int64_t i, int) {
+      prepare_rows(u, u.row0 + i, 1, kernels);
       float* const row = out.data() + (u.row0 + i) * w.cols;
       kernels.decode(w, (u.row0 + i) * w.cols, w.cols, row);
       if (overlays_[id]) patch_values(*overlays_[id], u.row0 + i, 1, w.cols, row);

@@ -3,12 +3,14 @@
 // use.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/threads.h"
 #include "base/view.h"
+#include "io/state_file.h"
 #include "kernels/overlay.h"
 #include "store/base.h"
 
@@ -43,8 +45,9 @@ struct Traffic {
 
 struct StreamOptions {
   int64_t budget_bytes = 0;
-  int64_t ring_bytes = 0;  // 0: a share of the budget (plan.h)
-  int n_readers = 2;       // 0: nothing is read ahead
+  int64_t ring_bytes = 0;       // 0: a share of the budget (plan.h)
+  bool stream_trained = false;  // even if working copies would fit
+  int n_readers = 2;            // 0: nothing is read ahead
 };
 
 class Store {
@@ -97,6 +100,25 @@ class Store {
   virtual void release(const Unit& unit) = 0;  // in the order acquired
   // Rows by number, increasing, outside of a pass.
   virtual RowViews rows(uint32_t tensor_id, const std::vector<int32_t>& rows) = 0;
+  // Trained state that does not lie in memory (trained_units.h). acquire gives a writable view whose rows
+  // mean nothing before prepare_rows, any thread, has filled them with the state at the generation's
+  // watermark; they are thrown away by release.
+  virtual bool streams_state(uint32_t /*tensor_id*/) const { return false; }
+  virtual void prepare_rows(const Unit&, int64_t /*row0*/, int64_t /*n*/, const Kernels&) {}
+  // Generations: do they hold this tensor packed, and then how many values; where the newest one lies; and
+  // `write` is called by release with what the next one holds, after finish_rows was called on all rows.
+  virtual int64_t n_packed(uint32_t /*tensor_id*/) const { return 0; }  // 0: dense
+  virtual void keep_support(uint32_t /*tensor_id*/, const TensorDirection&, const Kernels&, ThreadPool&) {}
+  virtual void use_generation(const StateReader&) {}
+  using WriteUnit = std::function<void(uint32_t id, const void* values, const int8_t* tail, int64_t n)>;
+  virtual void write_units(WriteUnit) {}
+  virtual void finish_rows(const Unit&, int64_t /*row0*/, int64_t /*n*/, const Kernels&) {}
+  // A trained tensor's state in pieces that together are all its rows, in order: `each` on strips of rows in
+  // parallel, then body(view, row0, n). Not during a pass.
+  using OnRows = std::function<void(const WeightView&, int64_t row0, int64_t n)>;
+  void for_state(uint32_t tensor_id, const Kernels& kernels, ThreadPool& pool, const OnRows& each,
+                 const OnRows& body);
+
   // A frozen tensor of which only a few rows were read: its pages may leave this process's memory.
   virtual void rest(uint32_t tensor_id) = 0;
   virtual Traffic traffic() const { return {}; }

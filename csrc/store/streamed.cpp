@@ -3,6 +3,7 @@
 // last.
 #include <algorithm>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <numeric>
 
@@ -10,6 +11,7 @@
 #include "store/content_hash.h"
 #include "store/convert.h"
 #include "store/plan.h"
+#include "store/trained_units.h"
 #include "store/transfer.h"
 
 namespace smezo {
@@ -28,6 +30,7 @@ class Streamed final : public Store {
       : Store(folder, std::move(requests), values),
         transfer_(paths_of(base_.file()), ring_bytes_for(options, base_, requests_), options.n_readers),
         unit_bytes_(unit_bytes_for(transfer_.ring_bytes())),
+        state_ring_(place_trained(options) ? transfer_.ring_bytes() : 0),
         weights_(requests_.size()) {
     check_ring();
     load(pool);
@@ -38,7 +41,9 @@ class Streamed final : public Store {
   int64_t unit_rows(uint32_t id) const override;
   int64_t hold_bytes() const override { return transfer_.ring_bytes() / 2; }
   int64_t unit_bytes(const Unit& unit) const override {
-    return memory_[unit.tensor_id] ? 0 : Transfer::room_for(job_for(unit));
+    if (memory_[unit.tensor_id]) return 0;
+    return std::max(Transfer::room_for(job_for(unit)),
+                    trained_[unit.tensor_id].streamed ? state_room(unit) : 0);
   }
   void begin_pass(std::vector<Unit> units) override;
   WeightView acquire(const Unit& unit) override;
@@ -50,7 +55,16 @@ class Streamed final : public Store {
   }
   void set_resident_bytes(int64_t n_bytes) override;
   int64_t resident_bytes() const override { return kept_bytes_; }
-  int64_t ring_bytes() const override { return transfer_.ring_bytes(); }
+  int64_t ring_bytes() const override { return transfer_.ring_bytes() + state_ring_.size(); }
+  bool streams_state(uint32_t id) const override { return trained_[id].streamed; }
+  void prepare_rows(const Unit& unit, int64_t row0, int64_t n, const Kernels& kernels) override;
+  int64_t n_packed(uint32_t id) const override {
+    return trained_[id].packs ? trained_[id].row_begin.back() : 0;
+  }
+  void keep_support(uint32_t id, const TensorDirection& d, const Kernels& kernels, ThreadPool& pool) override;
+  void use_generation(const StateReader& file) override;
+  void write_units(WriteUnit write) override { write_ = std::move(write); }
+  void finish_rows(const Unit& unit, int64_t row0, int64_t n, const Kernels& kernels) override;
 
  private:
   // A unit that stays, by tensor and first row.
@@ -62,7 +76,13 @@ class Streamed final : public Store {
   };
   using Key = std::pair<uint32_t, int64_t>;
 
+  bool place_trained(const StreamOptions& options);
   void check_ring() const;
+  int64_t value_bytes() const { return values_ == DType::F32 ? 4 : 2; }
+  int64_t state_room(const Unit& u) const;
+  WeightView state_view(const Unit& u, uint8_t* memory) const;
+  const HeldUnit* held(const Unit& u) const;
+  WeightView acquire_state(const Unit& u);
   void load(ThreadPool& pool);
   ReadJob job_for(const Unit& unit) const;
   WeightView view(const Unit& unit, const Transfer::Pointers& at) const {
@@ -74,6 +94,10 @@ class Streamed final : public Store {
 
   Transfer transfer_;
   int64_t unit_bytes_;
+  std::vector<TrainedTensor> trained_;  // [n_tensors]
+  Ring state_ring_;
+  std::deque<HeldUnit> held_;  // of trained_, in the order acquired
+  WriteUnit write_;
   std::vector<WeightView> weights_;  // of those in memory_
   std::map<Key, Kept> kept_;
   std::vector<Unit> pass_;
@@ -84,7 +108,7 @@ class Streamed final : public Store {
 void Streamed::check_ring() const {
   for (uint32_t id = 0; id < requests_.size(); ++id) {
     const TensorRequest& r = requests_[id];
-    if (r.rows == 1 || r.trained) continue;
+    if (r.rows == 1 || (r.trained && !trained_[id].streamed)) continue;
     const int64_t most = unit_bytes({id, 0, unit_rows(id)});
     check<BudgetError>(transfer_.ring_bytes() >= 3 * most, "store",
                        "a ring of " + std::to_string(transfer_.ring_bytes()) + " bytes, expected at least " +
@@ -92,12 +116,57 @@ void Streamed::check_ring() const {
   }
 }
 
+// Working copies take at most half of the budget; else the state of all matrices that train is streamed.
+bool Streamed::place_trained(const StreamOptions& options) {
+  trained_.resize(requests_.size());
+  int64_t n_bytes = 0;
+  for (const TensorRequest& r : requests_) n_bytes += r.trained ? bytes_of(values_, r.rows * r.cols) : 0;
+  if (n_bytes <= options.budget_bytes / 2 && !options.stream_trained) return false;
+  bool any = false;
+  for (uint32_t id = 0; id < requests_.size(); ++id) {
+    trained_[id].streamed = requests_[id].trained && requests_[id].rows > 1;
+    any |= trained_[id].streamed;
+  }
+  return any;
+}
+
 ReadJob Streamed::job_for(const Unit& u) const {
   const BaseTensor& t = base_.tensor(u.tensor_id);
+  const TrainedTensor& s = trained_[u.tensor_id];
+  const bool dense = s.in_generation && !s.packed_there;
   ReadJob job;
-  job.parts[0] = part(*t.data, t.data_range(u.row0, u.n_rows));
-  if (t.absmax != nullptr) job.parts[1] = part(*t.absmax, t.absmax_range(u.row0, u.n_rows));
+  if (!dense || s.packs) {
+    job.parts[0] = part(*t.data, t.data_range(u.row0, u.n_rows));
+    if (t.absmax != nullptr) job.parts[1] = part(*t.absmax, t.absmax_range(u.row0, u.n_rows));
+  }
+  if (!s.streamed || (!dense && !s.packs)) return job;
+  // Values and tails of the generation; where the new packed ones go even if there are no old ones.
+  const bool packed = !dense;
+  const size_t row = static_cast<size_t>(u.row0), end = static_cast<size_t>(u.row0 + u.n_rows);
+  const int64_t first = packed ? s.row_begin[row] : u.row0 * t.cols;
+  const int64_t n = packed ? s.row_begin[end] - s.row_begin[row] : u.n_rows * t.cols;
+  const int file = base_.file().n_shards();
+  job.parts[2] = {file, s.values.offset + first * value_bytes(), n * value_bytes(), s.in_generation};
+  if (values_ == DType::BF16T8) job.parts[3] = {file, s.tail.offset + first, n, s.in_generation};
   return job;
+}
+
+int64_t Streamed::state_room(const Unit& u) const {
+  const int64_t n = u.n_rows * requests_[u.tensor_id].cols;
+  const int64_t plane = (n * value_bytes() + 63) / 64 * 64 + (values_ == DType::BF16T8 ? n : 0);
+  return (plane + Ring::kAlign - 1) / Ring::kAlign * Ring::kAlign;
+}
+
+WeightView Streamed::state_view(const Unit& u, uint8_t* memory) const {
+  WeightView w = shape(u.tensor_id);
+  const int64_t n = u.n_rows * w.cols;
+  w.data = memory;
+  w.tail = values_ == DType::BF16T8 ? reinterpret_cast<int8_t*>(memory + (n * value_bytes() + 63) / 64 * 64)
+                                    : nullptr;
+  w.dtype = values_;
+  w.first = u.row0 * w.cols;
+  w.writable = true;
+  return w;
 }
 
 int64_t Streamed::unit_rows(uint32_t id) const {
@@ -105,16 +174,87 @@ int64_t Streamed::unit_rows(uint32_t id) const {
   if (memory_[id]) return r.rows;
   const BaseTensor& t = base_.tensor(id);
   const int64_t step = std::lcm(t.row_multiple(), r.row_step);
-  const int64_t row_bytes =
-      std::max<int64_t>(1, t.data_range(0, step).n_bytes + t.absmax_range(0, step).n_bytes);
-  return std::min(r.rows, std::max<int64_t>(1, unit_bytes_ / row_bytes) * step);
+  int64_t row_bytes = t.data_range(0, step).n_bytes + t.absmax_range(0, step).n_bytes;
+  if (trained_[id].streamed) row_bytes = std::max(row_bytes, bytes_of(values_, step * t.cols));
+  return std::min(r.rows, std::max<int64_t>(1, unit_bytes_ / std::max<int64_t>(1, row_bytes)) * step);
+}
+
+void Streamed::keep_support(uint32_t id, const TensorDirection& d, const Kernels& kernels, ThreadPool& pool) {
+  TrainedTensor& t = trained_[id];
+  // Bits of a random mask cost more than the values they leave out.
+  if (!t.streamed || (d.mask.kind != MaskKind::small && d.mask.kind != MaskKind::large)) return;
+  const int64_t rows = requests_[id].rows, step = unit_rows(id);
+  std::vector<uint32_t> counts(static_cast<size_t>(rows));
+  std::vector<Unit> units;
+  for (int64_t row0 = 0; row0 < rows; row0 += step) units.push_back({id, row0, std::min(step, rows - row0)});
+  begin_pass(units);
+  for (const Unit& u : units) {
+    acquire(u);
+    const WeightView base = held(u)->base;
+    pool.run(u.n_rows, [&](int64_t i, int) {
+      count_support(d, base, values_, u.row0 + i, 1, kernels, &counts[static_cast<size_t>(u.row0 + i)]);
+    });
+    release(u);
+  }
+  t.row_begin.assign(1, 0);
+  for (const uint32_t n : counts) t.row_begin.push_back(t.row_begin.back() + n);
+  t.direction = d;
+  t.packs = true;
+}
+
+void Streamed::use_generation(const StateReader& file) {
+  transfer_.set_file(base_.file().n_shards(), file.path());
+  pass_.clear();
+  for (uint32_t id = 0; id < requests_.size(); ++id) {
+    TrainedTensor& t = trained_[id];
+    if (!t.streamed) continue;
+    const int64_t i = file.find(requests_[id].name);
+    check<FormatError>(i >= 0, "generation",
+                       file.path() + " has no '" + requests_[id].name + "', expected all that trains");
+    const StateTensor& there = file.tensors()[static_cast<size_t>(i)];
+    const int64_t n = there.packed ? n_packed(id) : requests_[id].rows * requests_[id].cols;
+    check<FormatError>(
+        there.dtype == values_ && there.n() == n, "generation",
+        file.path() + " has " + std::to_string(there.n()) + " values of '" + there.name + "' as " +
+            dtype_name(there.dtype) + ", expected " + std::to_string(n) + " as " + dtype_name(values_) +
+            "; another method's, or random masks, which need more memory to start from a delta?");
+    t.in_generation = true;
+    t.packed_there = there.packed;
+    t.values = file.values_entry(static_cast<size_t>(i));
+    t.tail = file.tail_entry(static_cast<size_t>(i));
+  }
+}
+
+const HeldUnit* Streamed::held(const Unit& u) const {
+  for (const HeldUnit& h : held_) {
+    if (h.unit.tensor_id == u.tensor_id && h.unit.row0 == u.row0) return &h;
+  }
+  fail<ArgumentError>("store", "a unit of '" + requests_[u.tensor_id].name + "' is not held");
+}
+
+WeightView Streamed::acquire_state(const Unit& u) {
+  const Transfer::Pointers at = transfer_.next();
+  HeldUnit h{u, view(u, at), at[2], at[3], {}};
+  uint8_t* const memory = state_ring_.take(state_room(u));
+  check<BudgetError>(memory != nullptr, "store", "more units held than the ring of states has room for");
+  h.state = state_view(u, memory);
+  held_.push_back(h);
+  return h.state;
+}
+
+void Streamed::prepare_rows(const Unit& u, int64_t row0, int64_t n, const Kernels& kernels) {
+  if (trained_[u.tensor_id].streamed) materialize_rows(trained_[u.tensor_id], *held(u), row0, n, kernels);
+}
+
+void Streamed::finish_rows(const Unit& u, int64_t row0, int64_t n, const Kernels& kernels) {
+  if (write_ && trained_[u.tensor_id].packs) pack_rows(trained_[u.tensor_id], *held(u), row0, n, kernels);
 }
 
 void Streamed::load(ThreadPool& pool) {
   for (uint32_t id = 0; id < requests_.size(); ++id) {
     const TensorRequest& r = requests_[id];
     const DType dtype = base_.tensor(id).dtype;
-    if (r.trained || (r.rows == 1 && dtype != DType::NF4 && dtype != DType::I8))
+    if ((r.trained && !trained_[id].streamed) || (r.rows == 1 && dtype != DType::NF4 && dtype != DType::I8))
       weights_[id] = allocate(id, r.trained ? values_ : dtype);
   }
   std::vector<Block> buffers;
@@ -169,15 +309,18 @@ void Streamed::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
   const BaseTensor& t = base_.tensor(id);
   const int64_t step = t.row_multiple(), row0 = e0 / t.cols / step * step;
   const int64_t row1 = std::min(t.rows, ((e0 + n + t.cols - 1) / t.cols + step - 1) / step * step);
-  ReadJob job = job_for({id, row0, row1 - row0});
+  ReadJob job;
+  job.parts[0] = part(*t.data, t.data_range(row0, row1 - row0));
+  if (t.absmax != nullptr) job.parts[1] = part(*t.absmax, t.absmax_range(row0, row1 - row0));
   const Block memory(std::aligned_alloc(UncachedFile::kAlign, static_cast<size_t>(Transfer::room_for(job))));
   check<BudgetError>(memory != nullptr, "store", "no memory to read '" + requests_[id].name + "'");
   uint8_t* to = static_cast<uint8_t*>(memory.get());
   Transfer::Pointers at{};
   for (size_t p = 0; p < job.parts.size(); ++p) {
     const ReadPart& r = job.parts[p];
+    if (r.n_bytes == 0) continue;
     at[p] = transfer_.file(r.file).read(r.offset, r.n_bytes, to);
-    to += r.n_bytes == 0 ? 0 : UncachedFile::room_for(r.offset, r.n_bytes);
+    to += UncachedFile::room_for(r.offset, r.n_bytes);
   }
   read_as(t.view(id, row0, at[0], at[1]), e0, n, values_, out);
 }
@@ -190,13 +333,15 @@ void Streamed::begin_pass(std::vector<Unit> units) {
   });
   pass_ = std::move(units);
   next_ = 0;
+  held_.clear();
+  state_ring_.clear();
   std::vector<ReadJob> jobs;
   for (const Unit& u : pass_) {
     const Key key{u.tensor_id, u.row0};
     if (memory_[u.tensor_id] || kept_.count(key)) continue;
     ReadJob job = job_for(u);
     const int64_t n_bytes = Transfer::room_for(job);
-    if (kept_bytes_ + n_bytes <= resident_limit_) {
+    if (!trained_[u.tensor_id].streamed && kept_bytes_ + n_bytes <= resident_limit_) {
       Kept k;
       k.memory.reset(std::aligned_alloc(UncachedFile::kAlign, static_cast<size_t>(n_bytes)));
       k.n_bytes = n_bytes;
@@ -217,6 +362,7 @@ WeightView Streamed::acquire(const Unit& u) {
       "a unit of '" + requests_[u.tensor_id].name + "' was not announced next");
   ++next_;
   if (memory_[u.tensor_id]) return weights_[u.tensor_id];
+  if (trained_[u.tensor_id].streamed) return acquire_state(u);
   const auto kept = kept_.find({u.tensor_id, u.row0});
   if (kept == kept_.end()) return view(u, transfer_.next());
   if (!kept->second.read) {
@@ -227,7 +373,20 @@ WeightView Streamed::acquire(const Unit& u) {
 }
 
 void Streamed::release(const Unit& u) {
-  if (!memory_[u.tensor_id] && !kept_.count({u.tensor_id, u.row0})) transfer_.release_oldest();
+  const TrainedTensor& t = trained_[u.tensor_id];
+  if (memory_[u.tensor_id] || kept_.count({u.tensor_id, u.row0})) return;
+  if (t.streamed) {
+    const HeldUnit& h = held_.front();
+    if (write_ && t.packs) {
+      const size_t row = static_cast<size_t>(u.row0), end = static_cast<size_t>(u.row0 + u.n_rows);
+      write_(u.tensor_id, h.values, reinterpret_cast<int8_t*>(h.tail), t.row_begin[end] - t.row_begin[row]);
+    } else if (write_) {
+      write_(u.tensor_id, h.state.data, h.state.tail, u.n_rows * h.state.cols);
+    }
+    held_.pop_front();
+    state_ring_.give_back_oldest();
+  }
+  transfer_.release_oldest();
 }
 
 void Streamed::set_resident_bytes(int64_t n_bytes) {
@@ -244,6 +403,11 @@ void Streamed::set_resident_bytes(int64_t n_bytes) {
 
 RowViews Streamed::rows(uint32_t id, const std::vector<int32_t>& rows) {
   if (memory_[id]) return RowViews(weights_[id]);
+  check<BudgetError>(
+      !trained_[id].streamed, "memory_budget",
+      "'" + requests_[id].name +
+          "' trains and does not fit, expected only matrices of the blocks to be streamed while they "
+          "train; allow more, or train \"linear\"");
   const BaseTensor& t = base_.tensor(id);
   check<FormatError>(
       t.dtype != DType::NF4, "store",

@@ -32,9 +32,12 @@ struct Transfer::State {
     for (size_t p = 0; p < job.parts.size(); ++p) {
       const ReadPart& part = job.parts[p];
       if (part.n_bytes == 0) continue;
-      at[i][p] = files[static_cast<size_t>(part.file)].read(part.offset, part.n_bytes, to);
+      at[i][p] = to;
+      if (part.read) {
+        at[i][p] = files[static_cast<size_t>(part.file)].read(part.offset, part.n_bytes, to);
+        n_read += part.n_bytes;
+      }
       to += UncachedFile::room_for(part.offset, part.n_bytes);
-      n_read += part.n_bytes;
     }
   }
 
@@ -134,6 +137,17 @@ void Transfer::release_oldest() {
     s_->ring.give_back_oldest();
   }
   s_->more.notify_one();
+}
+
+void Transfer::set_file(int i, const std::string& path) {
+  begin({});
+  UncachedFile f(path);
+  const std::lock_guard<std::mutex> lock(s_->mutex);
+  if (static_cast<size_t>(i) < s_->files.size()) {
+    s_->files[static_cast<size_t>(i)] = std::move(f);
+  } else {
+    s_->files.push_back(std::move(f));
+  }
 }
 
 const UncachedFile& Transfer::file(int i) const { return s_->files[static_cast<size_t>(i)]; }

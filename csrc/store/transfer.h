@@ -13,8 +13,9 @@ namespace smezo {
 struct ReadPart {
   int file = 0;
   int64_t offset = 0, n_bytes = 0;
+  bool read = true;  // false: room only
 };
-constexpr int kMaxParts = 2;
+constexpr int kMaxParts = 4;
 
 struct ReadJob {
   std::array<ReadPart, kMaxParts> parts;  // those of no bytes are not read
@@ -23,7 +24,7 @@ struct ReadJob {
 
 class Transfer {
  public:
-  using Pointers = std::array<const uint8_t*, kMaxParts>;
+  using Pointers = std::array<uint8_t*, kMaxParts>;
   static int64_t room_for(const ReadJob& job);
 
   // Reads ahead as far as the ring has room. n_readers 0: `next` reads by itself, nothing is read ahead.
@@ -37,6 +38,8 @@ class Transfer {
   Pointers next();
   void release_oldest();  // of the ring's jobs that next() gave out
   const UncachedFile& file(int i) const;
+  // Another file as number i (the next one, or one there is). An earlier list is given up.
+  void set_file(int i, const std::string& path);
   int64_t bytes_read() const;
   double stall_s() const;
   int64_t ring_bytes() const;
