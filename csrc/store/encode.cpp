@@ -20,21 +20,30 @@ float absmax_of(const float* x, int64_t n) {
   return f32_from_bits(static_cast<uint32_t>(most));
 }
 
+// nf4_code of each element. One threshold at a time over the block, so that both loops become vectors;
+// element by element it took ten times as long.
+void nf4_codes(const float* scaled, int64_t n, int32_t* codes) {
+  std::fill(codes, codes + n, 0);
+  for (uint32_t k = 0; k < 15; ++k) {
+    const float threshold = nf4_threshold(k);
+    for (int64_t i = 0; i < n; ++i) codes[i] += scaled[i] > threshold ? 1 : 0;
+  }
+}
+
 }  // namespace
 
 void nf4_encode(const float* x, int64_t n, int64_t block, uint8_t* codes, float* absmax) {
-  std::vector<uint8_t> code(static_cast<size_t>(block));
+  std::vector<float> scaled(static_cast<size_t>(block));
+  std::vector<int32_t> code(static_cast<size_t>(block));
   for (int64_t begin = 0; begin < n; begin += block) {
     const int64_t m = std::min(block, n - begin);
-    const float* const from = x + begin;
-    const float most = absmax_of(from, m);
+    const float most = absmax_of(x + begin, m);
     if (m == block) {
-      for (int64_t i = 0; i < m; ++i)
-        code[i] = static_cast<uint8_t>(nf4_code(nf4_scaled(from[i], most, true)));
+      for (int64_t i = 0; i < m; ++i) scaled[i] = nf4_scaled(x[begin + i], most, true);
     } else {
-      for (int64_t i = 0; i < m; ++i)
-        code[i] = static_cast<uint8_t>(nf4_code(nf4_scaled(from[i], most, false)));
+      for (int64_t i = 0; i < m; ++i) scaled[i] = nf4_scaled(x[begin + i], most, false);
     }
+    nf4_codes(scaled.data(), m, code.data());
     for (int64_t i = 0; i < m / 2; ++i)
       codes[begin / 2 + i] = static_cast<uint8_t>(code[2 * i] << 4 | code[2 * i + 1]);
     absmax[begin / block] = nf4_stored_absmax(most, m == block);
