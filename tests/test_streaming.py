@@ -20,8 +20,8 @@ from pysmezo import (
     _core,
 )
 
-# Rows of the vocabulary come in blocks of 512, so that the head is cut too.
-CONFIG = tiny_llama.config() | {"vocab_size": 1200}
+# Rows of the vocabulary come in blocks of 512, so that the head is cut too; the inner size cuts gate and up into units.
+CONFIG = tiny_llama.config(inner=720) | {"vocab_size": 1200}
 SMALLEST = 3 * (512 * CONFIG["hidden_size"] * 2 + 2 * 4096)  # the least ring: three blocks of the head
 
 

@@ -49,7 +49,7 @@ Engine::Impl::Impl(const EngineOptions& o)
     const ParameterSpec& p = parameters[id];
     const bool in_vocabulary = p.rows > 1 && !p.block_linear;
     requests.push_back({p.name, p.rows, p.cols, trained[id] && !o.method.has_index_set(),
-                        in_vocabulary ? kVocabularyBlock : 1});
+                        in_vocabulary ? kVocabularyBlock : kStripStep});
   }
   const DType values = values_for(o.values, o.method);
   if (o.memory_budget > 0) {

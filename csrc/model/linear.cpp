@@ -16,7 +16,6 @@ namespace {
 constexpr int64_t kStripBudgetBytes =
     256 * 1024;                        // operands of both signs: half of a common second-level cache
 constexpr int64_t kMaxStripRows = 48;  // eight tiles of the vector product, three of AMX
-constexpr int64_t kStripStep = 16;     // strips are multiples of this: few thin tiles, no pair of rows cut
 constexpr int64_t kGatedPanels = 16;
 constexpr int64_t kGatedLd = (kGatedPanels + 1) * kLanes;  // not a power of two: rows on different cache sets
 

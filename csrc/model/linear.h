@@ -23,6 +23,10 @@ struct BranchGroup {
 // non-finite eps, no branch.
 std::vector<BranchGroup> group_branches(const std::vector<Branch>& branches);
 
+// Strips, and the units they are cut from, begin at multiples of this: few thin tiles, and no pair of
+// features that the gated unit packs together is cut.
+constexpr int64_t kStripStep = 16;
+
 // Rows of a strip: a range of a unit, or a list (candidates, tokens).
 struct StripRows {
   const WeightView* w = nullptr;    // range
