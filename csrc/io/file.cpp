@@ -15,6 +15,7 @@ namespace smezo {
 namespace {
 
 constexpr const char* temporary_mark = ".tmp-";
+constexpr int64_t kLongPiece = 64 << 10, kMostOnTheirWay = int64_t{16} << 20;
 constexpr int64_t max_io_bytes = int64_t{1} << 30;  // Linux moves at most 2 GiB - 4 KiB a call
 
 std::string reason(int64_t code) { return std::strerror(static_cast<int>(-code)); }
@@ -63,11 +64,17 @@ void File::close_now() noexcept {
 }
 
 File::File(File&& other) noexcept
-    : path_(std::move(other.path_)), fs_(other.fs_), handle_(std::exchange(other.handle_, -1)) {}
+    : on_their_way_(std::move(other.on_their_way_)),
+      on_their_way_bytes_(std::exchange(other.on_their_way_bytes_, 0)),
+      path_(std::move(other.path_)),
+      fs_(other.fs_),
+      handle_(std::exchange(other.handle_, -1)) {}
 
 File& File::operator=(File&& other) noexcept {
   if (this != &other) {
     close_now();
+    on_their_way_ = std::move(other.on_their_way_);
+    on_their_way_bytes_ = std::exchange(other.on_their_way_bytes_, 0);
     path_ = std::move(other.path_);
     fs_ = other.fs_;
     handle_ = std::exchange(other.handle_, -1);
@@ -112,6 +119,19 @@ void File::write(const void* from, int64_t n_bytes, int64_t offset) {
     }
     if (put < 0) io_fail("cannot write", path_, put, likely_cause(put));
     done += put;
+  }
+  if (n_bytes >= kLongPiece) send_out(offset, n_bytes);
+}
+
+void File::send_out(int64_t offset, int64_t n_bytes) {
+  fs_->start_writing(handle_, offset, n_bytes);
+  on_their_way_.push_back({offset, n_bytes});
+  on_their_way_bytes_ += n_bytes;
+  for (; on_their_way_bytes_ > kMostOnTheirWay; on_their_way_.pop_front()) {
+    const Range r = on_their_way_.front();
+    fs_->await_writing(handle_, r.offset, r.n_bytes);
+    fs_->drop_cache(handle_, r.offset, r.n_bytes);
+    on_their_way_bytes_ -= r.n_bytes;
   }
 }
 

@@ -3,6 +3,7 @@
 // library uses.
 #pragma once
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <string>
 #include <vector>
@@ -37,6 +38,9 @@ class FileSystem {
   // Hints about the page cache: a range will be read soon, or will not be read again.
   virtual void will_need(int /*handle*/, int64_t /*offset*/, int64_t /*n_bytes*/) {}
   virtual void drop_cache(int /*handle*/, int64_t /*offset*/, int64_t /*n_bytes*/) {}
+  // Begins to write a range to the device, or waits until that is done. No promise: `sync` makes one.
+  virtual void start_writing(int /*handle*/, int64_t /*offset*/, int64_t /*n_bytes*/) {}
+  virtual void await_writing(int /*handle*/, int64_t /*offset*/, int64_t /*n_bytes*/) {}
   virtual int rename(const std::string& from, const std::string& to) = 0;
   virtual int remove(const std::string& path) = 0;  // a file, or an empty folder
   virtual int make_folder(const std::string& path) = 0;
@@ -64,7 +68,8 @@ class File {
   // All n_bytes, or IoError ("truncated" where the file ends first).
   void read(void* to, int64_t n_bytes, int64_t offset) const;
   // IoError; when the disk is full it says how many bytes were needed and how many are free. A failed write
-  // may have written a part.
+  // may have written a part. Long pieces are sent to the device as they come and leave the page cache behind,
+  // so that a sync after many of them is short and a memory limit does not see them.
   void write(const void* from, int64_t n_bytes, int64_t offset);
   // After an IoError from sync the kernel may have dropped the dirty pages: trying again and succeeding
   // proves nothing.
@@ -80,6 +85,12 @@ class File {
   friend class UncachedFile;
   File() = default;
   void close_now() noexcept;
+  void send_out(int64_t offset, int64_t n_bytes);
+  struct Range {
+    int64_t offset, n_bytes;
+  };
+  std::deque<Range> on_their_way_;
+  int64_t on_their_way_bytes_ = 0;
   std::string path_;
   FileSystem* fs_ = nullptr;
   int handle_ = -1;

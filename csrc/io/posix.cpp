@@ -95,6 +95,17 @@ class PosixFileSystem final : public FileSystem {
   void drop_cache(int handle, int64_t offset, int64_t n_bytes) override {
     advise(handle, offset, n_bytes, false);
   }
+  void start_writing(int handle, int64_t offset, int64_t n_bytes) override {
+#if defined(SYNC_FILE_RANGE_WRITE)
+    sync_file_range(handle, offset, n_bytes, SYNC_FILE_RANGE_WRITE);
+#endif
+  }
+  void await_writing(int handle, int64_t offset, int64_t n_bytes) override {
+#if defined(SYNC_FILE_RANGE_WRITE)
+    sync_file_range(handle, offset, n_bytes,
+                    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+#endif
+  }
   int rename(const std::string& from, const std::string& to) override {
     return result(::rename(from.c_str(), to.c_str()));
   }
