@@ -7,6 +7,12 @@
 
 namespace smezo {
 
+int64_t most_unit_bytes(const BaseTensor& t, int64_t rows) {
+  // Each part may begin and end within a page.
+  const int64_t pages = (t.absmax ? 4 : 2) * UncachedFile::kAlign;
+  return t.data_range(0, rows).n_bytes + t.absmax_range(0, rows).n_bytes + pages;
+}
+
 int64_t least_unit_bytes(const Base& base, const std::vector<TensorRequest>& requests) {
   int64_t most = 0;
   for (uint32_t id = 0; id < requests.size(); ++id) {
@@ -14,9 +20,7 @@ int64_t least_unit_bytes(const Base& base, const std::vector<TensorRequest>& req
     if (r.rows == 1 || r.trained) continue;
     const BaseTensor& t = base.tensor(id);
     const int64_t rows = std::min(r.rows, std::lcm(t.row_multiple(), r.row_step));
-    // Each part may begin and end within a page.
-    const int64_t pages = (t.absmax ? 4 : 2) * UncachedFile::kAlign;
-    most = std::max(most, t.data_range(0, rows).n_bytes + t.absmax_range(0, rows).n_bytes + pages);
+    most = std::max(most, most_unit_bytes(t, rows));
   }
   return most;
 }
