@@ -47,9 +47,10 @@ Engine::Impl::Impl(const EngineOptions& o)
   std::vector<TensorRequest> requests;
   for (size_t id = 0; id < parameters.size(); ++id) {
     const ParameterSpec& p = parameters[id];
-    const bool in_vocabulary = p.rows > 1 && !p.block_linear;
     requests.push_back({p.name, p.rows, p.cols, trained[id] && !o.method.has_index_set(),
-                        in_vocabulary ? kVocabularyBlock : kStripStep});
+                        p.block_linear ? kStripStep
+                        : p.rows > 1   ? kVocabularyBlock
+                                       : 1});
   }
   const DType values = values_for(o.values, o.method);
   if (o.memory_budget > 0) {
@@ -199,7 +200,8 @@ std::vector<Branch> Engine::training_branches(float eps) const {
 }
 
 int64_t Engine::Impl::fixed_bytes() const {
-  return store->working_copy_bytes() + store->overlay_bytes() + store->ring_bytes() + kOtherBytes;
+  return store->working_copy_bytes() + store->overlay_bytes() + store->ring_bytes() + store->scales_bytes() +
+         kOtherBytes;
 }
 
 // Whatever the batch leaves of the budget holds units that need not be read again.
@@ -309,9 +311,12 @@ int64_t Engine::generation_bytes_written() const { return impl_->generation_byte
 
 std::vector<std::pair<std::string, int64_t>> Engine::bytes_by_purpose() const {
   const Store& s = *impl_->store;
-  return {
-      {"working copies", s.working_copy_bytes()}, {"index sets", s.overlay_bytes()}, {"ring", s.ring_bytes()},
-      {"resident units", s.resident_bytes()},     {"forward", impl_->forward_bytes}, {"other", kOtherBytes}};
+  return {{"working copies", s.working_copy_bytes()},
+          {"index sets", s.overlay_bytes()},
+          {"ring", s.ring_bytes()},
+          {"resident units", s.resident_bytes()},
+          {"forward", impl_->forward_bytes},
+          {"other", kOtherBytes + s.scales_bytes()}};
 }
 
 const std::vector<std::string>& Engine::notes() const { return impl_->notes; }

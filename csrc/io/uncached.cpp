@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "base/error.h"
 
@@ -11,11 +12,18 @@ namespace {
 int64_t down(int64_t n) { return n / UncachedFile::kAlign * UncachedFile::kAlign; }
 int64_t up(int64_t n) { return down(n + UncachedFile::kAlign - 1); }
 
-bool can_read_directly(const std::string& path) {
-  const int handle = file_system().open(path, Open::direct);
-  if (handle < 0) return false;
-  file_system().close(handle);
-  return true;
+std::optional<File> open_directly(const std::string& path) {
+  try {
+    return File::open(path, Open::direct);
+  } catch (const IoError&) {
+    return std::nullopt;
+  }
+}
+
+uint8_t* aligned_down(uint8_t* at, int64_t n_bytes, int64_t align) {
+  const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(at) % static_cast<uintptr_t>(align));
+  if (past != 0) std::memmove(at - past, at, static_cast<size_t>(n_bytes));
+  return at - past;
 }
 
 }  // namespace
@@ -25,35 +33,38 @@ int64_t UncachedFile::room_for(int64_t offset, int64_t n_bytes) {
 }
 
 UncachedFile::UncachedFile(const std::string& path)
-    : plain_(File::open(path, Open::read)),
-      file_(File::open(path, can_read_directly(path) ? Open::direct : Open::read)),
-      direct_(can_read_directly(path)) {}
+    : plain_(File::open(path, Open::read)), direct_(open_directly(path)) {}
 
-uint8_t* UncachedFile::read(int64_t offset, int64_t n_bytes, uint8_t* to) const {
-  const int64_t begin = down(offset), end = offset + n_bytes;
+uint8_t* UncachedFile::read(int64_t offset, int64_t n_bytes, uint8_t* to, int64_t align) const {
   if (n_bytes == 0) return to;
+  read_pages(offset, n_bytes, to);
+  // `to` begins with a page, so there is room below.
+  return aligned_down(to + (offset - down(offset)), n_bytes, align);
+}
+
+void UncachedFile::read_pages(int64_t offset, int64_t n_bytes, uint8_t* to) const {
+  const int64_t begin = down(offset), end = offset + n_bytes;
   if (direct_) {
     // The last page may be cut short by the end of the file: whole pages are asked for, `end` must be
     // reached.
     constexpr int64_t kMost = int64_t{1} << 30;
     for (int64_t at = begin; at < end;) {
       const int64_t got =
-          file_.fs_->pread(file_.handle_, to + (at - begin), std::min(up(end) - at, kMost), at);
+          direct_->fs_->pread(direct_->handle_, to + (at - begin), std::min(up(end) - at, kMost), at);
       if (got == -EINTR) continue;
       // Some file systems open so and refuse to read so; after the end of the file a short read is not
       // aligned.
       if (got <= 0 || (got % kAlign != 0 && at + got < end)) {
         plain_.read(to + (at - begin), end - at, at);  // says what is wrong, or works
-        plain_.drop_cache(at, end - at);
-        break;
+        plain_.drop_cache(at, up(end) - at);
+        return;
       }
       at += got;
     }
-    return to + (offset - begin);
+    return;
   }
-  file_.read(to + (offset - begin), n_bytes, offset);
-  file_.drop_cache(begin, up(end) - begin);
-  return to + (offset - begin);
+  plain_.read(to + (offset - begin), n_bytes, offset);
+  plain_.drop_cache(begin, up(end) - begin);
 }
 
 void UncachedFile::read_small(int64_t offset, int64_t n_bytes, void* to) const {

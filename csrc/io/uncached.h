@@ -2,6 +2,7 @@
 // file system can, else plain reads whose pages are dropped behind them.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "io/file.h"
@@ -16,17 +17,20 @@ class UncachedFile {
   static int64_t room_for(int64_t offset, int64_t n_bytes);
 
   explicit UncachedFile(const std::string& path);  // IoError
-  bool direct() const { return direct_; }
+  bool direct() const { return direct_.has_value(); }
   // Reads [offset, offset + n_bytes) somewhere into `to` (aligned, room_for bytes) and returns where it
-  // begins. IoError, also where the file ends first. Any thread.
-  uint8_t* read(int64_t offset, int64_t n_bytes, uint8_t* to) const;
+  // begins, a multiple of `align` (a power of two, at most kAlign) wherever it lay in the file. IoError, also
+  // where the file ends first. Any thread.
+  uint8_t* read(int64_t offset, int64_t n_bytes, uint8_t* to, int64_t align = 1) const;
   // Single small ranges go through the page cache: tell all of them first, so that they are fetched at once.
   void will_need(int64_t offset, int64_t n_bytes) const { plain_.will_need(offset, n_bytes); }
   void read_small(int64_t offset, int64_t n_bytes, void* to) const;
 
  private:
-  File plain_, file_;
-  bool direct_;
+  void read_pages(int64_t offset, int64_t n_bytes, uint8_t* to) const;
+
+  File plain_;
+  std::optional<File> direct_;
 };
 
 }  // namespace smezo

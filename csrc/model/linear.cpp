@@ -295,8 +295,11 @@ std::vector<Unit> Weights::units_of(const std::vector<int64_t>& tensors) const {
 std::vector<Unit> Weights::units_of_gated(int64_t gate, int64_t up) const {
   const uint32_t ids[2] = {static_cast<uint32_t>(gate), static_cast<uint32_t>(up)};
   const int64_t rows = store_.request(ids[0]).rows;
-  // Both begin at the same rows; a working copy beside a streamed weight is cut as the other is.
-  const int64_t step = std::min(store_.unit_rows(ids[0]), store_.unit_rows(ids[1]));
+  // Both begin at the same rows, where either may begin; a working copy beside a streamed weight is cut as
+  // the other is.
+  const int64_t both = std::lcm(kStripStep, std::lcm(store_.unit_step(ids[0]), store_.unit_step(ids[1])));
+  const int64_t fits = std::min(store_.unit_rows(ids[0]), store_.unit_rows(ids[1]));
+  const int64_t step = fits < rows ? std::max<int64_t>(fits / both, 1) * both : rows;
   std::vector<Unit> out;
   for (int64_t row0 = 0; row0 < rows; row0 += step) {
     for (const uint32_t id : ids) out.push_back({id, row0, std::min(step, rows - row0)});
@@ -304,7 +307,10 @@ std::vector<Unit> Weights::units_of_gated(int64_t gate, int64_t up) const {
   return out;
 }
 
-Weights::Visit Weights::begin_visit(const Unit& unit) const {
+Weights::Visit Weights::begin_visit(const Unit& unit) {
+  // A read may fail half way through a tensor, and its watermark stands for all of its rows: what lies in
+  // memory whole is caught up whole, or records would be applied to its first rows twice (I1).
+  if (unit.row0 == 0 && unit.n_rows < store_.request(unit.tensor_id).rows) catch_up(unit.tensor_id);
   Visit v{unit.tensor_id, unit, store_.acquire(unit), store_.overlay(unit.tensor_id), {}};
   if (trained(v.id) && context_.pending) v.records = context_.pending(unit.tensor_id);
   return v;

@@ -11,6 +11,10 @@
 
 namespace smezo {
 
+// Strips, and units of block matrices, begin at multiples of it: few thin tiles, and no pair of features that
+// a packed activation keeps together (silu_mul_pack) is cut.
+constexpr int64_t kStripStep = 16;
+
 // Branches that share the making of an operand: the two signs of one query, or all that use the plain weight.
 struct BranchGroup {
   int query = 0;
@@ -22,10 +26,6 @@ struct BranchGroup {
 // Groups of the branches for a trained tensor. ArgumentError: a sign that is not +1 or -1, a negative or
 // non-finite eps, no branch.
 std::vector<BranchGroup> group_branches(const std::vector<Branch>& branches);
-
-// Strips, and the units they are cut from, begin at multiples of this: few thin tiles, and no pair of
-// features that the gated unit packs together is cut.
-constexpr int64_t kStripStep = 16;
 
 // Rows of a strip: a range of a unit, or a list (candidates, tokens).
 struct StripRows {
@@ -115,7 +115,7 @@ class Weights {
   struct Operands {
     char *plus, *minus;
   };
-  Visit begin_visit(const Unit& unit) const;
+  Visit begin_visit(const Unit& unit);
   void multiply_gated_unit(const GatedPart& part, const Visit& gate, const Visit& up, int64_t k,
                            const std::vector<void*>& packed, int64_t n_panels, const std::vector<void*>& h,
                            const std::vector<char*>& scratch) const;

@@ -55,11 +55,13 @@ BaseTensor::Range BaseTensor::data_range(int64_t row0, int64_t n) const {
 
 BaseTensor::Range BaseTensor::absmax_range(int64_t row0, int64_t n) const {
   if (absmax == nullptr) return {0, 0};
-  const int64_t size = absmax->dtype == "U8" ? 1 : 4;
+  const int64_t size = absmax_align();
   const int64_t first = row0 * cols / scales.block;
   const int64_t end = ((row0 + n) * cols + scales.block - 1) / scales.block;
   return {first * size, (end - first) * size};
 }
+
+int64_t BaseTensor::absmax_align() const { return absmax != nullptr && absmax->dtype == "F32" ? 4 : 1; }
 
 WeightView BaseTensor::view(uint32_t id, int64_t row0, const uint8_t* data_at,
                             const uint8_t* absmax_at) const {
@@ -190,7 +192,7 @@ void Base::find_nf4(const TensorRequest& r, const TensorEntry& state, BaseTensor
   const int64_t nested_block = json.at("nested_blocksize", what).as_int(what);
   out.fixed = floats(file_.at(r.name + ".nested_quant_map"));
   const std::vector<float> absmax = floats(file_.at(r.name + ".nested_absmax"));
-  check<FormatError>(nested_block > 0 && out.fixed.size() == 256 &&
+  check<FormatError>(nested_block > 0 && nested_block <= INT32_MAX && out.fixed.size() == 256 &&
                          static_cast<int64_t>(absmax.size()) == (n_blocks + nested_block - 1) / nested_block,
                      "store", where + " has nested scales of unexpected sizes; is the file damaged?");
   out.fixed.insert(out.fixed.end(), absmax.begin(), absmax.end());
@@ -216,6 +218,12 @@ DType Base::dtype() const {
     if (t.rows > 1) ++n_of[static_cast<size_t>(t.dtype)];
   }
   return static_cast<DType>(std::max_element(n_of.begin(), n_of.end()) - n_of.begin());
+}
+
+int64_t Base::scales_bytes() const {
+  int64_t n = 0;
+  for (const BaseTensor& t : tensors_) n += static_cast<int64_t>(t.fixed.capacity() * sizeof(float));
+  return n;
 }
 
 uint64_t Base::hash(ThreadPool& pool, const std::function<const uint8_t*(const Chunk&, int)>& get,
@@ -248,6 +256,10 @@ uint64_t Base::hash(ThreadPool& pool, const std::function<const uint8_t*(const C
     if (!t.fixed.empty())
       h = hash_join(h, hash_bytes(t.fixed.data(), static_cast<int64_t>(t.fixed.size() * sizeof(float))));
     if (t.scales.block > 0) h = hash_join(h, static_cast<uint64_t>(t.scales.block));
+    if (t.scales.nested_block > 0) {
+      h = hash_join(h, static_cast<uint64_t>(t.scales.nested_block));
+      h = hash_join(h, std::bit_cast<uint32_t>(t.scales.nested_offset));
+    }
   }
   return h;
 }

@@ -39,6 +39,9 @@ struct BaseTensor {
   };
   Range data_range(int64_t row0, int64_t n) const;
   Range absmax_range(int64_t row0, int64_t n) const;  // empty where there is none
+  // What their addresses in memory must be multiples of; in a file they lie anywhere.
+  int64_t data_align() const { return dtype == DType::NF4 ? 1 : dtype_bytes(dtype); }
+  int64_t absmax_align() const;
   // The view of rows [row0, row0 + n) whose bytes are at these places.
   WeightView view(uint32_t id, int64_t row0, const uint8_t* data_at, const uint8_t* absmax_at) const;
 };
@@ -53,6 +56,8 @@ class Base {
   const Safetensors& file() const { return file_; }
   const BaseTensor& tensor(uint32_t id) const { return tensors_[id]; }
   DType dtype() const;  // the most common dtype of the matrices
+  int64_t scales_bytes()
+      const;  // of scales that are in memory: int8's, and the outer ones of doubly quantized NF4
 
   // A piece of a tensor's data or absmax, as `hash` goes through them.
   struct Chunk {

@@ -7,6 +7,12 @@
 
 namespace smezo {
 
+int64_t most_unit_bytes(const BaseTensor& t, int64_t rows) {
+  // Each part may begin and end within a page.
+  const int64_t pages = (t.absmax ? 4 : 2) * UncachedFile::kAlign;
+  return t.data_range(0, rows).n_bytes + t.absmax_range(0, rows).n_bytes + pages;
+}
+
 int64_t least_unit_bytes(const Base& base, const std::vector<TensorRequest>& requests) {
   int64_t most = 0;
   for (uint32_t id = 0; id < requests.size(); ++id) {
@@ -14,12 +20,9 @@ int64_t least_unit_bytes(const Base& base, const std::vector<TensorRequest>& req
     if (r.rows == 1) continue;
     const BaseTensor& t = base.tensor(id);
     const int64_t rows = std::min(r.rows, std::lcm(t.row_multiple(), r.row_step));
-    // Each part may begin and end within a page.
-    const int64_t pages = (t.absmax ? 4 : 2) * UncachedFile::kAlign;
-    const int64_t read = t.data_range(0, rows).n_bytes + t.absmax_range(0, rows).n_bytes;
     // A working copy of it, and its place in a generation: at most fp32.
     const int64_t state = r.trained ? 4 * rows * r.cols : 0;
-    most = std::max(most, read + state + pages);
+    most = std::max(most, most_unit_bytes(t, rows) + state);
   }
   return most;
 }

@@ -6,6 +6,8 @@
 
 namespace smezo {
 
+// Room that a unit of so many rows takes at most, wherever it lies in its file.
+int64_t most_unit_bytes(const BaseTensor& tensor, int64_t rows);
 // Bytes of the largest unit that cannot be cut further, over all tensors that are streamed.
 int64_t least_unit_bytes(const Base& base, const std::vector<TensorRequest>& requests);
 // The smallest ring a pass can go through.

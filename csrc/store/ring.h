@@ -1,6 +1,7 @@
 // A ring of memory from which blocks are taken and given back in the same order: what streams never fragments
 // it and never asks the system for memory.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <deque>
@@ -22,8 +23,10 @@ class Ring {
                        "no memory for a ring of " + std::to_string(size_) + " bytes");
   }
 
-  // nullptr when there is no room before the oldest blocks are given back. n_bytes: a multiple of kAlign.
+  // nullptr when there is no room before the oldest blocks are given back. n_bytes: a multiple of kAlign; a
+  // block of none takes kAlign, or it would not tell where the next one begins.
   uint8_t* take(int64_t n_bytes) {
+    n_bytes = std::max(n_bytes, kAlign);
     int64_t at = blocks_.empty() ? 0 : blocks_.back().end;
     const int64_t oldest = blocks_.empty() ? size_ : blocks_.front().begin;
     const bool wrapped = !blocks_.empty() && blocks_.back().begin < oldest;
@@ -36,7 +39,11 @@ class Ring {
     blocks_.push_back({at, at + n_bytes});
     return memory_.get() + at;
   }
-  void give_back_oldest() { blocks_.pop_front(); }
+  void give_back_oldest() {
+    check<ArgumentError>(!blocks_.empty(), "store",
+                         "nothing was taken from the ring that could be given back");
+    blocks_.pop_front();
+  }
   void clear() { blocks_.clear(); }
   int64_t size() const { return size_; }
 

@@ -69,6 +69,7 @@ class Store {
   const BaseTensor& base(uint32_t tensor_id) const { return base_.tensor(tensor_id); }
   std::string fingerprint() const;  // 16 hex digits, see Base::hash
   int64_t working_copy_bytes() const { return working_copy_bytes_; }
+  int64_t scales_bytes() const { return base_.scales_bytes(); }
 
   // The whole tensor: the working copy if trained, else the base. ArgumentError when it is not at hand whole.
   virtual WeightView weight(uint32_t tensor_id) = 0;
@@ -87,8 +88,10 @@ class Store {
   // where values are BF16T8), fp32.
   virtual void base_values(uint32_t tensor_id, int64_t e0, int64_t n, float* out) = 0;
 
-  // The most rows of a unit of this tensor, and what a unit's first row is a multiple of.
+  // The most rows of a unit of this tensor, a multiple of unit_step but where the tensor ends; and what the
+  // first row of a unit is a multiple of.
   virtual int64_t unit_rows(uint32_t tensor_id) const = 0;
+  virtual int64_t unit_step(uint32_t /*tensor_id*/) const { return 1; }
   // Bytes of units that may be held at a time without keeping the next ones from being read.
   virtual int64_t hold_bytes() const = 0;
   virtual int64_t unit_bytes(const Unit& unit) const = 0;

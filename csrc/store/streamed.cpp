@@ -39,6 +39,9 @@ class Streamed final : public Store {
   WeightView weight(uint32_t id) override;
   void base_values(uint32_t id, int64_t e0, int64_t n, float* out) override;
   int64_t unit_rows(uint32_t id) const override;
+  int64_t unit_step(uint32_t id) const override {
+    return memory_[id] ? 1 : std::lcm(base_.tensor(id).row_multiple(), requests_[id].row_step);
+  }
   int64_t hold_bytes() const override { return transfer_.ring_bytes() / 2; }
   int64_t unit_bytes(const Unit& unit) const override {
     if (memory_[unit.tensor_id]) return 0;
@@ -70,6 +73,7 @@ class Streamed final : public Store {
   // A unit that stays, by tensor and first row.
   struct Kept {
     Block memory;
+    int64_t n_rows = 0;
     int64_t n_bytes = 0;
     Transfer::Pointers at{};
     bool read = false;
@@ -88,10 +92,16 @@ class Streamed final : public Store {
   WeightView view(const Unit& unit, const Transfer::Pointers& at) const {
     return base_.tensor(unit.tensor_id).view(unit.tensor_id, unit.row0, at[0], at[1]);
   }
-  ReadPart part(const TensorEntry& t, BaseTensor::Range range) const {
-    return {t.shard, t.offset + range.begin, range.n_bytes};
+  ReadPart part(const TensorEntry& t, BaseTensor::Range range, int64_t align) const {
+    return {t.shard, t.offset + range.begin, range.n_bytes, align};
+  }
+  // nullptr: it goes through the ring, also where another cut of the tensor stays.
+  Kept* kept(const Unit& u) {
+    const auto found = kept_.find({u.tensor_id, u.row0});
+    return found != kept_.end() && found->second.n_rows == u.n_rows ? &found->second : nullptr;
   }
 
+  std::map<Key, Kept> kept_;  // outlives the readers that write there
   Transfer transfer_;
   int64_t unit_bytes_;
   std::vector<TrainedTensor> trained_;  // [n_tensors]
@@ -99,7 +109,6 @@ class Streamed final : public Store {
   std::deque<HeldUnit> held_;  // of trained_, in the order acquired
   WriteUnit write_;
   std::vector<WeightView> weights_;  // of those in memory_
-  std::map<Key, Kept> kept_;
   std::vector<Unit> pass_;
   size_t next_ = 0;
   int64_t resident_limit_ = 0, kept_bytes_ = 0, small_bytes_read_ = 0;
@@ -109,7 +118,8 @@ void Streamed::check_ring() const {
   for (uint32_t id = 0; id < requests_.size(); ++id) {
     const TensorRequest& r = requests_[id];
     if (r.rows == 1 || (r.trained && !trained_[id].streamed)) continue;
-    const int64_t most = unit_bytes({id, 0, unit_rows(id)});
+    const int64_t rows = unit_rows(id);
+    const int64_t most = std::max(most_unit_bytes(base_.tensor(id), rows), unit_bytes({id, 0, rows}));
     check<BudgetError>(transfer_.ring_bytes() >= 3 * most, "store",
                        "a ring of " + std::to_string(transfer_.ring_bytes()) + " bytes, expected at least " +
                            std::to_string(3 * most) + ": three units of '" + r.name + "'");
@@ -136,8 +146,9 @@ ReadJob Streamed::job_for(const Unit& u) const {
   const bool dense = s.in_generation && !s.packed_there;
   ReadJob job;
   if (!dense || s.packs) {
-    job.parts[0] = part(*t.data, t.data_range(u.row0, u.n_rows));
-    if (t.absmax != nullptr) job.parts[1] = part(*t.absmax, t.absmax_range(u.row0, u.n_rows));
+    job.parts[0] = part(*t.data, t.data_range(u.row0, u.n_rows), t.data_align());
+    if (t.absmax != nullptr)
+      job.parts[1] = part(*t.absmax, t.absmax_range(u.row0, u.n_rows), t.absmax_align());
   }
   if (!s.streamed || (!dense && !s.packs)) return job;
   // Values and tails of the generation; where the new packed ones go even if there are no old ones.
@@ -146,8 +157,9 @@ ReadJob Streamed::job_for(const Unit& u) const {
   const int64_t first = packed ? s.row_begin[row] : u.row0 * t.cols;
   const int64_t n = packed ? s.row_begin[end] - s.row_begin[row] : u.n_rows * t.cols;
   const int file = base_.file().n_shards();
-  job.parts[2] = {file, s.values.offset + first * value_bytes(), n * value_bytes(), s.in_generation};
-  if (values_ == DType::BF16T8) job.parts[3] = {file, s.tail.offset + first, n, s.in_generation};
+  job.parts[2] = {file, s.values.offset + first * value_bytes(), n * value_bytes(), value_bytes(),
+                  s.in_generation};
+  if (values_ == DType::BF16T8) job.parts[3] = {file, s.tail.offset + first, n, 1, s.in_generation};
   return job;
 }
 
@@ -173,10 +185,10 @@ int64_t Streamed::unit_rows(uint32_t id) const {
   const TensorRequest& r = requests_[id];
   if (memory_[id]) return r.rows;
   const BaseTensor& t = base_.tensor(id);
-  const int64_t step = std::lcm(t.row_multiple(), r.row_step);
-  int64_t row_bytes = t.data_range(0, step).n_bytes + t.absmax_range(0, step).n_bytes;
+  const int64_t step = unit_step(id);
+  int64_t row_bytes = std::max<int64_t>(1, t.data_range(0, step).n_bytes + t.absmax_range(0, step).n_bytes);
   if (trained_[id].streamed) row_bytes = std::max(row_bytes, bytes_of(values_, step * t.cols));
-  return std::min(r.rows, std::max<int64_t>(1, unit_bytes_ / std::max<int64_t>(1, row_bytes)) * step);
+  return std::min(r.rows, std::max<int64_t>(1, unit_bytes_ / row_bytes) * step);
 }
 
 void Streamed::keep_support(uint32_t id, const TensorDirection& d, const Kernels& kernels, ThreadPool& pool) {
@@ -306,12 +318,14 @@ WeightView Streamed::weight(uint32_t id) {
 }
 
 void Streamed::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
+  if (n == 0) return;
   const BaseTensor& t = base_.tensor(id);
   const int64_t step = t.row_multiple(), row0 = e0 / t.cols / step * step;
   const int64_t row1 = std::min(t.rows, ((e0 + n + t.cols - 1) / t.cols + step - 1) / step * step);
   ReadJob job;
-  job.parts[0] = part(*t.data, t.data_range(row0, row1 - row0));
-  if (t.absmax != nullptr) job.parts[1] = part(*t.absmax, t.absmax_range(row0, row1 - row0));
+  job.parts[0] = part(*t.data, t.data_range(row0, row1 - row0), t.data_align());
+  if (t.absmax != nullptr)
+    job.parts[1] = part(*t.absmax, t.absmax_range(row0, row1 - row0), t.absmax_align());
   const Block memory(std::aligned_alloc(UncachedFile::kAlign, static_cast<size_t>(Transfer::room_for(job))));
   check<BudgetError>(memory != nullptr, "store", "no memory to read '" + requests_[id].name + "'");
   uint8_t* to = static_cast<uint8_t*>(memory.get());
@@ -319,13 +333,14 @@ void Streamed::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
   for (size_t p = 0; p < job.parts.size(); ++p) {
     const ReadPart& r = job.parts[p];
     if (r.n_bytes == 0) continue;
-    at[p] = transfer_.file(r.file).read(r.offset, r.n_bytes, to);
+    at[p] = transfer_.file(r.file).read(r.offset, r.n_bytes, to, r.align);
     to += UncachedFile::room_for(r.offset, r.n_bytes);
   }
   read_as(t.view(id, row0, at[0], at[1]), e0, n, values_, out);
 }
 
 void Streamed::begin_pass(std::vector<Unit> units) {
+  transfer_.begin({});  // nobody writes any more to what is let go of here
   std::erase_if(kept_, [&](const auto& k) {
     if (k.second.read) return false;
     kept_bytes_ -= k.second.n_bytes;
@@ -338,11 +353,12 @@ void Streamed::begin_pass(std::vector<Unit> units) {
   std::vector<ReadJob> jobs;
   for (const Unit& u : pass_) {
     const Key key{u.tensor_id, u.row0};
-    if (memory_[u.tensor_id] || kept_.count(key)) continue;
+    if (memory_[u.tensor_id] || kept(u)) continue;
     ReadJob job = job_for(u);
     const int64_t n_bytes = Transfer::room_for(job);
-    if (!trained_[u.tensor_id].streamed && kept_bytes_ + n_bytes <= resident_limit_) {
+    if (!trained_[u.tensor_id].streamed && kept_bytes_ + n_bytes <= resident_limit_ && !kept_.count(key)) {
       Kept k;
+      k.n_rows = u.n_rows;
       k.memory.reset(std::aligned_alloc(UncachedFile::kAlign, static_cast<size_t>(n_bytes)));
       k.n_bytes = n_bytes;
       job.to = static_cast<uint8_t*>(k.memory.get());
@@ -357,24 +373,25 @@ void Streamed::begin_pass(std::vector<Unit> units) {
 }
 
 WeightView Streamed::acquire(const Unit& u) {
-  check<ArgumentError>(
-      next_ < pass_.size() && pass_[next_].tensor_id == u.tensor_id && pass_[next_].row0 == u.row0, "store",
-      "a unit of '" + requests_[u.tensor_id].name + "' was not announced next");
+  const bool announced = next_ < pass_.size() && pass_[next_].tensor_id == u.tensor_id &&
+                         pass_[next_].row0 == u.row0 && pass_[next_].n_rows == u.n_rows;
+  check<ArgumentError>(announced, "store",
+                       "a unit of '" + requests_[u.tensor_id].name + "' was not announced next");
   ++next_;
   if (memory_[u.tensor_id]) return weights_[u.tensor_id];
   if (trained_[u.tensor_id].streamed) return acquire_state(u);
-  const auto kept = kept_.find({u.tensor_id, u.row0});
-  if (kept == kept_.end()) return view(u, transfer_.next());
-  if (!kept->second.read) {
-    kept->second.at = transfer_.next();
-    kept->second.read = true;
+  Kept* const k = kept(u);
+  if (k == nullptr) return view(u, transfer_.next());
+  if (!k->read) {
+    k->at = transfer_.next();
+    k->read = true;
   }
-  return view(u, kept->second.at);
+  return view(u, k->at);
 }
 
 void Streamed::release(const Unit& u) {
   const TrainedTensor& t = trained_[u.tensor_id];
-  if (memory_[u.tensor_id] || kept_.count({u.tensor_id, u.row0})) return;
+  if (memory_[u.tensor_id] || kept(u)) return;
   if (t.streamed) {
     const HeldUnit& h = held_.front();
     if (write_ && t.packs) {

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/error.h"
 #include "store/ring.h"
 
 namespace smezo {
@@ -15,6 +16,16 @@ struct Transfer::State {
   State(const std::vector<std::string>& paths, int64_t ring_bytes) : ring(ring_bytes) {
     files.reserve(paths.size());
     for (const std::string& p : paths) files.emplace_back(p);
+  }
+
+  // Here, so that it also happens when not all readers could be started.
+  ~State() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      stop = true;
+    }
+    more.notify_all();
+    for (std::thread& t : threads) t.join();
   }
 
   // The next job and where it goes; -1 when there is none or no room. With the lock held.
@@ -34,7 +45,7 @@ struct Transfer::State {
       if (part.n_bytes == 0) continue;
       at[i][p] = to;
       if (part.read) {
-        at[i][p] = files[static_cast<size_t>(part.file)].read(part.offset, part.n_bytes, to);
+        at[i][p] = files[static_cast<size_t>(part.file)].read(part.offset, part.n_bytes, to, part.align);
         n_read += part.n_bytes;
       }
       to += UncachedFile::room_for(part.offset, part.n_bytes);
@@ -72,7 +83,6 @@ struct Transfer::State {
 
   std::vector<UncachedFile> files;
   Ring ring;
-  std::vector<std::thread> threads;
   std::mutex mutex;
   std::condition_variable more, done;  // for readers; for whoever waits
   std::vector<ReadJob> jobs;
@@ -84,6 +94,7 @@ struct Transfer::State {
   bool stop = false;
   std::atomic<int64_t> n_read{0};
   double stall_s = 0;
+  std::vector<std::thread> threads;
 };
 
 int64_t Transfer::room_for(const ReadJob& job) {
@@ -97,14 +108,7 @@ Transfer::Transfer(const std::vector<std::string>& paths, int64_t ring_bytes, in
   for (int i = 0; i < n_readers; ++i) s_->threads.emplace_back([this] { s_->reader(); });
 }
 
-Transfer::~Transfer() {
-  {
-    const std::lock_guard<std::mutex> lock(s_->mutex);
-    s_->stop = true;
-  }
-  s_->more.notify_all();
-  for (std::thread& t : s_->threads) t.join();
-}
+Transfer::~Transfer() = default;
 
 void Transfer::begin(std::vector<ReadJob> jobs) {
   std::unique_lock<std::mutex> lock(s_->mutex);
@@ -121,10 +125,20 @@ void Transfer::begin(std::vector<ReadJob> jobs) {
 
 Transfer::Pointers Transfer::next() {
   std::unique_lock<std::mutex> lock(s_->mutex);
+  if (s_->error) std::rethrow_exception(s_->error);
+  check<ArgumentError>(s_->given < s_->jobs.size(), "transfer", "no job is left of those announced");
   const size_t i = s_->given++;
-  if (s_->ready[i] && !s_->error) return s_->at[i];
+  if (s_->ready[i]) return s_->at[i];
   const auto begin = std::chrono::steady_clock::now();
-  if (s_->threads.empty() && s_->claim() == static_cast<int64_t>(i)) s_->work(i, lock);
+  // No reader had room for it or time: whoever waits reads it. What is held is the caller's, so if there is
+  // no room now there will never be.
+  if (s_->claimed == i) {
+    check<BudgetError>(s_->claim() >= 0, "transfer",
+                       "no room for " + std::to_string(room_for(s_->jobs[i])) + " bytes in a ring of " +
+                           std::to_string(s_->ring.size()) +
+                           ", of which some may be held; expected a larger ring");
+    s_->work(i, lock);
+  }
   s_->done.wait(lock, [&] { return s_->ready[i] || s_->error; });
   s_->stall_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (s_->error) std::rethrow_exception(s_->error);

@@ -13,7 +13,8 @@ namespace smezo {
 struct ReadPart {
   int file = 0;
   int64_t offset = 0, n_bytes = 0;
-  bool read = true;  // false: room only
+  int64_t align = 1;  // of the bytes in memory, a power of two: files hold elements at any address
+  bool read = true;   // false: room only
 };
 constexpr int kMaxParts = 4;
 
@@ -33,8 +34,9 @@ class Transfer {
 
   // An earlier list is given up; reads in flight are waited for.
   void begin(std::vector<ReadJob> jobs);
-  // Waits for the next job. The pointers hold until release (ring) or for ever (job.to). IoError, after which
-  // only begin() may be called.
+  // Waits for the next job. The pointers hold until release (ring) or for ever (job.to). IoError, which every
+  // later call gives again until begin(); BudgetError where what is held leaves no room for it; ArgumentError
+  // after the last.
   Pointers next();
   void release_oldest();  // of the ring's jobs that next() gave out
   const UncachedFile& file(int i) const;
