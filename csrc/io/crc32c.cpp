@@ -1,7 +1,12 @@
-// CRC-32C, eight bytes a step from eight tables made at compile time.
+// CRC-32C: the machine's instruction where it has one, else eight bytes a step from eight tables made at
+// compile time.
 #include "io/crc32c.h"
 
 #include <array>
+#include <cstring>
+#if defined(__x86_64__)
+#include <nmmintrin.h>
+#endif
 
 namespace smezo {
 namespace {
@@ -22,13 +27,26 @@ constexpr Tables make_tables() {
 }
 constexpr Tables tables = make_tables();
 
+#if defined(__x86_64__)
+// The state before its complement, over whole words. Only called where the processor says it can.
+__attribute__((target("sse4.2"))) uint32_t by_instruction(const uint8_t* p, int64_t n_words, uint32_t c) {
+  uint64_t state = c;
+  for (int64_t i = 0; i < n_words; ++i) {
+    uint64_t word;
+    std::memcpy(&word, p + 8 * i, 8);
+    state = _mm_crc32_u64(state, word);
+  }
+  return static_cast<uint32_t>(state);
+}
+#endif
+
 inline uint32_t load_le(const uint8_t* p) {
   return uint32_t{p[0]} | uint32_t{p[1]} << 8 | uint32_t{p[2]} << 16 | uint32_t{p[3]} << 24;
 }
 
 }  // namespace
 
-uint32_t crc32c(const void* data, int64_t n_bytes, uint32_t before) {
+uint32_t crc32c_by_table(const void* data, int64_t n_bytes, uint32_t before) {
   const auto* p = static_cast<const uint8_t*>(data);
   uint32_t c = ~before;
   for (; n_bytes >= 8; p += 8, n_bytes -= 8) {
@@ -38,6 +56,18 @@ uint32_t crc32c(const void* data, int64_t n_bytes, uint32_t before) {
   }
   for (; n_bytes > 0; ++p, --n_bytes) c = (c >> 8) ^ tables[0][(c ^ *p) & 255];
   return ~c;
+}
+
+uint32_t crc32c(const void* data, int64_t n_bytes, uint32_t before) {
+#if defined(__x86_64__)
+  static const bool has_instruction = __builtin_cpu_supports("sse4.2");
+  if (has_instruction) {
+    const auto* p = static_cast<const uint8_t*>(data);
+    const int64_t n_words = n_bytes / 8;
+    return crc32c_by_table(p + 8 * n_words, n_bytes % 8, ~by_instruction(p, n_words, ~before));
+  }
+#endif
+  return crc32c_by_table(data, n_bytes, before);
 }
 
 }  // namespace smezo

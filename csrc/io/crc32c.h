@@ -9,4 +9,7 @@ namespace smezo {
 // Of a text in pieces: crc32c(b, n_b, crc32c(a, n_a)) is the checksum of a followed by b; 0 begins.
 uint32_t crc32c(const void* data, int64_t n_bytes, uint32_t before = 0);
 
+// The same without the machine's instruction; for tests.
+uint32_t crc32c_by_table(const void* data, int64_t n_bytes, uint32_t before = 0);
+
 }  // namespace smezo

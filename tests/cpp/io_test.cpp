@@ -40,6 +40,15 @@ Json parse(const std::string& text) { return Json::parse(text, "test"); }
 
 }  // namespace
 
+TEST(crc32c_is_the_same_with_and_without_an_instruction) {
+  std::vector<uint8_t> bytes(1000);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * i * 31 + 7);
+  for (int64_t n = 0; n < 1000; n += n < 40 ? 1 : 37) {
+    const int64_t at = n % 9;
+    CHECK(crc32c(bytes.data() + at, n - at, 5) == crc32c_by_table(bytes.data() + at, n - at, 5) || n < at);
+  }
+}
+
 TEST(crc32c_known_answers) {
   CHECK(crc32c("123456789", 9) == 0xe3069283u);
   CHECK(crc32c("", 0) == 0);
