@@ -2,6 +2,11 @@
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -240,3 +245,43 @@ def test_streamed_state_needs_a_run_folder(base):
             base, method=MeZO(), lr=1e-3, eps=1e-2, memory_budget="32MiB", stream_trained=True
         ) as run:
             run.train_step(batch(0))
+
+
+KILLED = """
+import sys; sys.path.insert(0, sys.argv[3])
+import json, test_streaming as t
+from pysmezo import Runtime
+method = t.METHODS[sys.argv[5]]
+with Runtime.from_pretrained(sys.argv[1], method=method, run_dir=sys.argv[2], **json.loads(sys.argv[4])) as run:
+    for s in range(run.step, 200):
+        run.train_step(t.batch(s))
+        print(s, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sensitive", "sparse-mezo", "mezo"])
+def test_killed_at_random_moments_it_goes_on_as_if_nothing_had_happened(base, tmp_path, name):
+    """Twenty kills, in opening, reading, computing, committing and writing generations, then the rest: an uninterrupted run's records."""
+    method, random = METHODS[name], np.random.default_rng(0)
+    options = {"lr": 2.0**-8, "eps": 2.0**-7, "seed": 5, "threads": 2}
+    streamed = {"ring_bytes": SMALLEST, "stream_trained": True, "generation_every": 2}
+    options |= {"memory_budget": tight(base, method, streamed)} | streamed
+    program = [sys.executable, "-c", KILLED, base, tmp_path / "killed", os.path.dirname(__file__), json.dumps(options)]
+    program.append(name)
+    n_kills, steps = 0, set()
+    while n_kills < 20:
+        child = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+        for _ in range(int(random.integers(0, 4))):  # none: while it starts or opens
+            child.stdout.readline()
+        time.sleep(random.random() * (0.05 if n_kills % 5 else 1.0))
+        child.send_signal(signal.SIGKILL)
+        n_kills += child.wait() == -signal.SIGKILL
+        if (tmp_path / "killed" / "journal.smz").exists():
+            steps.add(len(_core.read_journal(str(tmp_path / "killed" / "journal.smz"))["records"]))
+    assert len(steps) > 5
+    n_steps = max(steps) + 3
+    run_of(base, tmp_path / "killed", method, n_steps, **options)
+    run_of(base, tmp_path / "whole", method, n_steps)
+    assert len(records(tmp_path / "killed")) == n_steps
+    assert bits(tmp_path / "killed") == bits(tmp_path / "whole")

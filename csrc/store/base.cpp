@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "base/error.h"
@@ -197,7 +199,11 @@ void Base::find_nf4(const TensorRequest& r, const TensorEntry& state, BaseTensor
                      "store", where + " has nested scales of unexpected sizes; is the file damaged?");
   out.fixed.insert(out.fixed.end(), absmax.begin(), absmax.end());
   out.scales.nested_block = static_cast<int32_t>(nested_block);
-  out.scales.nested_offset = static_cast<float>(json.at("nested_offset", what).as_double(what));
+  const double offset = json.at("nested_offset", what).as_double(what);
+  check<FormatError>(
+      std::abs(offset) <= std::numeric_limits<float>::max(), "store",
+      where + " has a nested_offset of " + std::to_string(offset) + ", expected an fp32 number");
+  out.scales.nested_offset = static_cast<float>(offset);
   out.scales.nested_code = out.fixed.data();
   out.scales.nested_absmax = out.fixed.data() + 256;
 }

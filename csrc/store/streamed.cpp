@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "base/pages.h"
 #include "store/content_hash.h"
 #include "store/convert.h"
 #include "store/plan.h"
@@ -72,7 +73,7 @@ class Streamed final : public Store {
  private:
   // A unit that stays, by tensor and first row.
   struct Kept {
-    Block memory;
+    Pages memory;
     int64_t n_rows = 0;
     int64_t n_bytes = 0;
     Transfer::Pointers at{};
@@ -359,10 +360,10 @@ void Streamed::begin_pass(std::vector<Unit> units) {
     if (!trained_[u.tensor_id].streamed && kept_bytes_ + n_bytes <= resident_limit_ && !kept_.count(key)) {
       Kept k;
       k.n_rows = u.n_rows;
-      k.memory.reset(std::aligned_alloc(UncachedFile::kAlign, static_cast<size_t>(n_bytes)));
+      k.memory = Pages(n_bytes);
       k.n_bytes = n_bytes;
-      job.to = static_cast<uint8_t*>(k.memory.get());
-      if (k.memory) {
+      job.to = k.memory.data();
+      if (job.to != nullptr) {
         kept_bytes_ += n_bytes;
         kept_.emplace(key, std::move(k));
       }

@@ -34,7 +34,7 @@ class FaultyFiles final : public smezo::FileSystem {
   std::atomic<int64_t> fail_at = -1;  // reads until they begin to give -EIO; -1: never
   bool direct_opens = true, direct_reads = true;
 
-  // While shut, reads wait, with their first byte written.
+  // While shut, reads wait; then they write into their memory, whether or not it is still there.
   void shut() {
     const std::lock_guard<std::mutex> lock(mutex_);
     is_shut_ = true;
@@ -88,6 +88,8 @@ class FaultyFiles final : public smezo::FileSystem {
       if (direct && random_() % 2) most = std::max<int64_t>(most / kSector * kSector, kSector);
       if (fail_at > 0 && --fail_at == 0) failing = EIO;
     }
+    // The system would say that there is no memory there, and a reader that everything is well.
+    if (n_bytes > 0) *static_cast<volatile uint8_t*>(to) = 0;
     if (delay > 0) std::this_thread::sleep_for(std::chrono::microseconds(delay));
     if (interrupted) return -EINTR;
     if (failing != 0) return -failing;

@@ -2,6 +2,7 @@
 // that are slow, short or fail.
 #include <atomic>
 #include <cstring>
+#include <fstream>
 #include <random>
 #include <set>
 #include <thread>
@@ -327,6 +328,46 @@ TEST(what_stays_is_not_let_go_of_under_a_reader) {
     over = true;
     later.join();
     if (streamed) go_through(*streamed, *resident, pass, pass.size(), random);
+  }
+}
+
+// What is let go of is the system's again, not the allocator's: the budget gives it to the next batch.
+TEST(memory_of_what_stayed_is_given_back) {
+  const TemporaryFolder folder("streamed_memory");
+  std::vector<smezo_test::Stored> tensors;
+  smezo_test::add_tensor(tensors, "a", "F32", 8192, 1024);
+  smezo_test::write_unpadded(folder.path() + "/model.safetensors", tensors, 0);
+  tensors.clear();
+  const auto resident_bytes = [] {
+    int64_t size = 0, resident = 0;
+    std::ifstream("/proc/self/statm") >> size >> resident;
+    return resident * 4096;
+  };
+  ThreadPool pool(1);
+  for (const int64_t ring : {int64_t{1} << 20, int64_t{8} << 20}) {  // units of 0.1 and 1 MiB
+    const auto store =
+        Store::open_streamed(folder.path(), {{"a", 8192, 1024}}, DType::F32, options_of(ring, 1), pool);
+    const std::vector<Unit> pass = units_of(*store, 0, store->unit_rows(0));
+    std::vector<std::unique_ptr<char[]>> others;  // what an allocator would find between the units
+    const auto go = [&] {
+      store->begin_pass(pass);
+      for (const Unit& u : pass) {
+        store->acquire(u);
+        store->release(u);
+        others.push_back(std::make_unique<char[]>(100));
+      }
+    };
+    go();
+    const int64_t before = resident_bytes();
+    for (int i = 0; i < 3; ++i) {
+      store->set_resident_bytes(int64_t{64} << 20);
+      go();
+      const int64_t held = store->resident_bytes();
+      CHECK(held > (int64_t{31} << 20));
+      CHECK(resident_bytes() - before <= held + (int64_t{1} << 20));
+      store->set_resident_bytes(0);
+      CHECK(resident_bytes() - before <= int64_t{1} << 20);
+    }
   }
 }
 
