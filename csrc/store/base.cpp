@@ -218,6 +218,12 @@ DType Base::dtype() const {
   return static_cast<DType>(std::max_element(n_of.begin(), n_of.end()) - n_of.begin());
 }
 
+int64_t Base::scale_bytes() const {
+  int64_t n = 0;
+  for (const BaseTensor& t : tensors_) n += static_cast<int64_t>(t.fixed.size() * sizeof(float));
+  return n;
+}
+
 uint64_t Base::hash(ThreadPool& pool, const std::function<const uint8_t*(const Chunk&, int)>& get,
                     const std::function<void(const Chunk&, const uint8_t*)>& done) const {
   std::vector<Chunk> chunks;
