@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from . import common
 
 MIB = 1 << 20
 SLACK_BYTES, SLACK = 4 * MIB, 0.05
-STEPS = 3
+STEPS, GENERATION_EVERY = 5, 2
 VOCABULARY = 1200  # of the tiny models; ids stay below it
 
 # name -> (shape, layers, dtype) of `pysmezo bench make-model`, or None: tests/tiny_llama
@@ -67,11 +68,14 @@ CASES = (
     ("135m nf4", SENSITIVE, "least", 4, 16, 2, False),
     ("135m nf4", SENSITIVE, 60, 16, 64, 2, False),
     ("135m nf4", SENSITIVE, 90, 1, 512, 2, True),
-    ("135m nf4", SPARSE, 380, 4, 16, 2, True),
+    ("135m nf4", SPARSE, 800, 4, 16, 2, True),
+    ("135m nf4", SPARSE, 64, 4, 16, 2, True),
+    ("135m nf4", SPARSE, "least", 16, 23, 2, True),
     ("135m nf4", SENSITIVE, None, 8, 64, 4, True),
     ("135m nf4-dq", SENSITIVE, 24, 4, 16, 1, True),
     ("135m nf4-dq", SENSITIVE, 60, 16, 64, 8, False),
-    ("135m nf4-dq", MEZO, 500, 4, 32, 2, False),
+    ("135m nf4-dq", MEZO, 800, 4, 32, 2, False),
+    ("135m nf4-dq", MEZO, 120, 4, 32, 2, False),
     ("1b-4 nf4", SENSITIVE, "least", 2, 16, 2, True),
     ("1b-4 nf4", SENSITIVE, 64, 2, 16, 2, False),
     ("1b-4 nf4", SENSITIVE, 160, 8, 128, 2, False),
@@ -122,7 +126,7 @@ def predict(model: Path, case, budget: int | None) -> dict:
 
     _, method, _, texts, tokens, threads, choice = case
     method = from_dict(method)
-    p = planning.planner(model, method, memory_budget=budget, threads=threads)
+    p = planning.planner(model, method, memory_budget=budget, threads=threads, generation_every=GENERATION_EVERY)
     return p.plan(planning.core_batch(packed(texts, tokens, choice)), 2 * method.queries)
 
 
@@ -132,9 +136,19 @@ def child(model: str, case, budget: int | None) -> dict:
 
     _, method, _, texts, tokens, threads, choice = case
     batches = [packed(texts, tokens, choice, seed) for seed in range(STEPS)]
-    with Runtime.from_pretrained(
-        model, method=from_dict(method), lr=1e-6, eps=1e-3, memory_budget=budget, threads=threads
-    ) as run:
+    with (
+        tempfile.TemporaryDirectory(prefix="pysmezo-memory-") as run_dir,
+        Runtime.from_pretrained(
+            model,
+            method=from_dict(method),
+            lr=1e-6,
+            eps=1e-3,
+            memory_budget=budget,
+            threads=threads,
+            run_dir=run_dir,
+            generation_every=GENERATION_EVERY,
+        ) as run,
+    ):
         opened = memory.peaks()[0] - run.rss_at_open_bytes
         results = [run.train_step(b) for b in batches]
         return {

@@ -65,7 +65,7 @@ def opened(base, method, budget, **options):
 
 @pytest.mark.parametrize("dtype", ["bf16", "nf4", "nf4-dq", "int8"])
 @pytest.mark.parametrize("name", METHODS)
-def test_plan_is_what_the_run_holds(bases, name, dtype):
+def test_plan_is_what_the_run_holds(bases, tmp_path, name, dtype):
     if name == "everything" and dtype != "bf16":
         return
     method = METHODS[name]
@@ -76,27 +76,29 @@ def test_plan_is_what_the_run_holds(bases, name, dtype):
             found = planned(bases[dtype], method, packed, budget)
             assert found["fits"] and found["budget_bytes"] >= found["predicted_peak_bytes"]
             assert sum(found["bytes_by_purpose"].values()) == found["predicted_peak_bytes"]
-            with opened(bases[dtype], method, budget) as run:
-                for _ in range(3):
+            run_dir = tmp_path / f"{kind}-{budget}"
+            with opened(bases[dtype], method, budget, run_dir=run_dir, generation_every=1) as run:
+                for _ in range(4):
                     result = run.train_step(packed)
                 held = run._engine.bytes_by_purpose
-            for purpose in ("working copies", "index sets", "scales", "resident units", "forward", "other"):
+            for purpose in ("working copies", "index sets", "supports", "scales", "resident units", "forward", "other"):
                 assert found["bytes_by_purpose"][purpose] == held[purpose], (kind, budget, purpose)
             assert found["bytes_by_purpose"]["ring"] <= held["ring"]
-            assert found["bytes_read_per_step"] == result.bytes_read, (kind, budget)
+            slack = 0.01 * result.bytes_read if found["trained_streams"] else 0
+            assert abs(found["bytes_read_per_step"] - result.bytes_read) <= slack, (kind, budget)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "nf4-dq"])
 @pytest.mark.parametrize("name", ["sensitive", "mezo"])
-def test_smallest_budget_is_the_smallest(bases, name, dtype):
+def test_smallest_budget_is_the_smallest(bases, tmp_path, name, dtype):
     method, packed = METHODS[name], batch("language")
     least = planned(bases[dtype], method, packed, "1MiB")["smallest_budget_bytes"]
     assert planned(bases[dtype], method, packed, least)["fits"]
     assert not planned(bases[dtype], method, packed, least - 1)["fits"]
-    with opened(bases[dtype], method, least) as run:
+    with opened(bases[dtype], method, least, run_dir=tmp_path / "r") as run:
         run.train_step(packed)
     with pytest.raises(BudgetError, match="expected at least"):
-        with opened(bases[dtype], method, least - 1) as run:
+        with opened(bases[dtype], method, least - 1, run_dir=tmp_path / "s") as run:
             run.train_step(packed)
 
 

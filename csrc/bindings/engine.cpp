@@ -145,7 +145,8 @@ void def_open(py::class_<T>& c, const Open& open) {
         py::arg("sparsity"), py::arg("noise"), py::arg("queries"), py::arg("weight_decay"), py::arg("dtype"),
         py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"), py::arg("threads"),
         py::arg("sync_every"), py::arg("delta"), py::arg("fraction"), py::arg("index"),
-        py::arg("memory_budget"), py::arg("generation_every"), py::arg("stream_trained"), py::arg("n_readers"), py::arg("ring_bytes"));
+        py::arg("memory_budget"), py::arg("generation_every"), py::arg("stream_trained"),
+        py::arg("n_readers"), py::arg("ring_bytes"));
 }
 
 py::dict plan_dict(const Planner& planner, const Batch& batch, int64_t n_branches, bool want_logits,
@@ -156,6 +157,7 @@ py::dict plan_dict(const Planner& planner, const Batch& batch, int64_t n_branche
   py::dict out, purposes;
   for (const auto& [name, n] : p.bytes_by_purpose) purposes[py::str(name)] = n;
   out["fits"] = p.fits;
+  out["trained_streams"] = p.streams_trained;
   out["budget_bytes"] = p.budget_bytes > 0 ? py::object(py::int_(p.budget_bytes)) : py::none();
   out["predicted_peak_bytes"] = p.peak_bytes;
   out["bytes_by_purpose"] = purposes;

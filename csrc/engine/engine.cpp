@@ -164,8 +164,8 @@ std::vector<Branch> Engine::training_branches(float eps) const {
 }
 
 int64_t Engine::Impl::fixed_bytes() const {
-  return store->working_copy_bytes() + store->overlay_bytes() + store->support_bytes() + store->scale_bytes() + store->ring_bytes() +
-         other_bytes(pool.size(), parameters.size());
+  return store->working_copy_bytes() + store->overlay_bytes() + store->support_bytes() +
+         store->scale_bytes() + store->ring_bytes() + other_bytes(pool.size(), parameters.size());
 }
 
 // Whatever the batch leaves of the budget holds units that need not be read again.

@@ -91,6 +91,7 @@ Planner::Fixed Planner::fixed(int64_t budget) const {
     if (has_index_set(id)) f.index_sets += IndexOverlay::n_bytes_of(r.rows, n_indexed_[id]);
     if (packs(id) && !keeps_trained) f.supports += (r.rows + 1) * static_cast<int64_t>(sizeof(uint32_t));
   }
+  f.streams_trained = !keeps_trained;
   f.scales = base_.scale_bytes();
   if (streams) {
     const int64_t ring = whole_pages(ring_bytes_for(stream(budget), base_, opening_.requests));
@@ -108,7 +109,7 @@ int64_t Planner::opening_bytes(const Fixed& f) const {
   const int64_t most = *std::max_element(n_indexed_.begin(), n_indexed_.end());
   const int64_t listing = most * (options_.method.index.empty() ? 8 : 12);
   const int64_t counting = options_.method.sparsity > 0 ? n_threads_ * kHistogramBytes : 0;
-  const bool reads_again = !units_to_copy(base_, opening_.requests, 1 << 20, f.supports > 0).empty();
+  const bool reads_again = !units_to_copy(base_, opening_.requests, 1 << 20, f.streams_trained).empty();
   const int64_t hashing = n_threads_ * kHashBufferBytes - f.index_sets - (reads_again ? 0 : f.ring);
   return f.sum() + std::max({listing, counting, hashing});
 }
@@ -201,8 +202,8 @@ Planner::Streaming Planner::streaming(const Batch& batch, const StepShape& shape
     for (const Unit& u : units) n += Transfer::room_for(read_job_for(base_, u));
     return n;
   };
-  through = std::max(
-      through, room_of(units_to_copy(base_, opening_.requests, unit_bytes_for(ring), !keeps_trained)));
+  through = std::max(through,
+                     room_of(units_to_copy(base_, opening_.requests, unit_bytes_for(ring), !keeps_trained)));
   for (uint32_t id = 0; id < opening_.requests.size(); ++id) {
     if (has_index_set(id)) through = std::max(through, room_of(units_of({id}, cut)));
   }
@@ -303,6 +304,7 @@ Plan Planner::of(const Batch& batch, const StepShape& shape, const Rates& rates,
   Plan out;
   out.budget_bytes = options_.memory_budget;
   Fixed f = fixed(out.budget_bytes);
+  out.streams_trained = f.streams_trained;
   const int64_t forward = forward_of(batch, shape);
   int64_t kept = 0, mapped = 0;
   if (out.budget_bytes > 0) {
@@ -320,7 +322,8 @@ Plan Planner::of(const Batch& batch, const StepShape& shape, const Rates& rates,
   const int64_t opening = std::max<int64_t>(0, opening_bytes(f) - out.peak_bytes);
   out.peak_bytes += opening;
   out.bytes_by_purpose = {{"working copies", f.copies},
-                          {"index sets", f.index_sets}, {"supports", f.supports},
+                          {"index sets", f.index_sets},
+                          {"supports", f.supports},
                           {"scales", f.scales},
                           {"ring", f.ring},
                           {"resident units", kept},

@@ -25,7 +25,8 @@ struct StepShape {
 
 struct Plan {
   bool fits = true;
-  int64_t budget_bytes = 0;  // 0: none
+  bool streams_trained = false;  // what trains is kept as generations on disk
+  int64_t budget_bytes = 0;      // 0: none
   // Above what the process has when the run is opened. Does it not fit: with nothing kept in memory.
   int64_t peak_bytes = 0;
   std::vector<std::pair<std::string, int64_t>> bytes_by_purpose;  // at the peak
@@ -50,6 +51,7 @@ class Planner {
  private:
   // What does not depend on the batch.
   struct Fixed {
+    bool streams_trained = false;
     int64_t copies = 0, index_sets = 0, supports = 0, scales = 0, ring = 0, other = 0;
     int64_t sum() const { return copies + index_sets + supports + scales + ring + other; }
   };
@@ -58,7 +60,7 @@ class Planner {
   };
   StreamOptions stream(int64_t budget) const;
   bool streams_trained(int64_t budget) const;
-  bool packs(uint32_t id) const;  // does a generation hold the tensor's support only?
+  bool packs(uint32_t id) const;       // does a generation hold the tensor's support only?
   int64_t n_state(uint32_t id) const;  // elements of a tensor in a generation
   Fixed fixed(int64_t budget) const;
   int64_t opening_bytes(const Fixed& f) const;

@@ -13,7 +13,6 @@
 namespace smezo {
 namespace {
 
-
 int64_t align_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 struct Strip {

@@ -24,7 +24,8 @@ bool streams_trained(const StreamOptions& o, const std::vector<TensorRequest>& r
 }
 
 bool is_copied(const TensorRequest& r, DType base, bool keeps_trained) {
-  return (r.trained && (keeps_trained || r.rows == 1)) || (r.rows == 1 && base != DType::NF4 && base != DType::I8);
+  return (r.trained && (keeps_trained || r.rows == 1)) ||
+         (r.rows == 1 && base != DType::NF4 && base != DType::I8);
 }
 
 int64_t streamed_unit_rows(const BaseTensor& t, const TensorRequest& r, int64_t unit_bytes, DType values) {
