@@ -22,6 +22,7 @@ VERBS = {
     "train": ("train", "fine-tune a model on labelled data"),
     "resume": ("train", "go on with an interrupted run"),
     "eval": ("evaluate", "accuracy and loss of a model on labelled data"),
+    "plan": ("plan", "what a run would hold, read and take; exit code 3 when it does not fit"),
     "quantize": ("quantize", "write a model folder in 4 or 8 bits, as bitsandbytes stores it"),
     "inspect": ("inspect", "explain a file or folder of ours"),
     "doctor": ("doctor", "what this machine and installation can do"),

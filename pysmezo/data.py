@@ -83,6 +83,13 @@ class Dataset:
         option = np.diff(f.option_offsets).reshape(-1, f.n_options).max(axis=1)
         return int((prompt + option).max())
 
+    def longest(self, n: int) -> TaskBatch:
+        """The n examples of the most tokens: no batch of n holds more. All of them where there are fewer."""
+        f = self._file
+        prompt, option = np.diff(f.prompt_offsets), np.diff(f.option_offsets).reshape(-1, f.n_options).sum(axis=1)
+        tokens = prompt + (option if len(option) == len(prompt) else option[0])
+        return self.gather(np.argsort(tokens, kind="stable")[::-1][:n].tolist())
+
     def gather(self, indices) -> TaskBatch:
         f = self._file
         options = f.options(0) if f.shared else [f.options(i) for i in indices]

@@ -106,9 +106,10 @@ RUN_OPTIONS = (
     ),
     Option(
         "dtype",
-        one_of("auto", "fp32", "bf16"),
+        one_of("auto", "fp32", "bf16", "nf4", "int8"),
         "auto",
-        "what inputs of products are rounded to: auto (fp32 for an fp32 base, else bf16), fp32, bf16",
+        "what inputs of products are rounded to: auto (fp32 for an fp32 base, else bf16), fp32, bf16; nf4, int8: as auto, and the base must "
+        "be stored so",
     ),
     Option("reduction", one_of("example", "token"), "example", "what losses are averaged over: example, token"),
     Option("batch", integer, 16, "examples a step"),

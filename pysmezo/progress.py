@@ -36,6 +36,14 @@ def describe(run) -> str:
     return f"{eps}, {lr}"
 
 
+def streaming(result) -> str:
+    """What reading weights did in a step; nothing where none were read."""
+    if not result.bytes_read:
+        return ""
+    seconds = max(result.seconds, 1e-9)
+    return f", {result.bytes_read / seconds / 1e6:.0f} MB/s, {100 * result.stall_s / seconds:.0f} % stall"
+
+
 class Progress:
     """Rate, time left, loss, peak memory, and the newest evaluation."""
 
@@ -71,7 +79,7 @@ class Progress:
         if not result.skipped:
             self._loss = result.loss if self._loss is None else self._loss + SMOOTHING * (result.loss - self._loss)
         loss = "no finite loss yet" if self._loss is None else f"loss {self._loss:.4f}"
-        text = f"{loss}, peak {mib(result.peak_rss_bytes)}{self._eval}"
+        text = f"{loss}, peak {mib(result.peak_rss_bytes)}{streaming(result)}{self._eval}"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(1)

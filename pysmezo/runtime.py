@@ -14,12 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _core, autotune, memory, packing
+from . import _core, autotune, memory, packing, planning
 from .errors import ArgumentError
 from .methods import SparseMeZO, _Method, from_dict
-
-# Of a journal record before its scalars, see the byte table in csrc/io/journal.h.
-RECORD_HEAD_BYTES = 40
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,8 @@ class Runtime:
         """Opens a Hugging Face folder (config.json, safetensors) read-only.
 
         run_dir: journal and what else the run leaves; opening one that holds a journal resumes it. None: nothing is durable.
-        lr, eps: numbers, or "auto" (measured on the first batches, see autotune). dtype: what GEMM inputs are rounded to. values: what trained
+        lr, eps: numbers, or "auto" (measured on the first batches, see autotune). dtype: what GEMM inputs are rounded to; "nf4" and "int8" say that the base is
+        stored so (ArgumentError if not) and round as "auto" does. values: what trained
         weights are kept in, auto | fp32 | bf16+8 | bf16. task: a Task or the path of its YAML file; batches may then be lists of
         {"text", "label"}. delta: a delta to start from. memory_budget: bytes this process may hold above what it has now, "2GiB"; the base then
         stays on disk and is read as it is needed (n_readers threads read ahead into a ring of ring_bytes, 0: chosen). What trains and does not
@@ -114,41 +112,25 @@ class Runtime:
         for name, value in (("lr", lr), ("eps", eps)):
             if value != "auto" and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
                 raise ArgumentError(f"[{name}] {value!r}, expected a positive number or 'auto'")
-        budget = memory.parse_bytes(memory_budget)
+        memory.parse_bytes(memory_budget)
         if _is_path(task):
             from .tasks import Task
 
             task = Task.from_yaml(task)
         if delta is not None and method == SparseMeZO() and Path(delta).is_file():
             method = method_of_delta(delta)
+        if dtype in planning.QUANTIZED:
+            planning.planner(model, method, dtype)
         rss_at_open = memory.rss_bytes()
         memory.reset_peak()
-        fields = method.to_dict()
         engine = _core.Engine(
-            model_dir=str(model),
-            run_dir="" if run_dir is None else str(run_dir),
-            kind=fields["kind"],
-            trains=fields["trains"],
-            sparsity=fields.get("sparsity", 0.0),
-            noise=fields["noise"],
-            queries=fields["queries"],
-            weight_decay=fields["weight_decay"],
-            dtype=dtype,
-            values=values,
-            operand=operand,
-            reduction=reduction,
-            seed=seed,
-            threads=0 if threads is None else threads,
-            sync_every=sync_every,
-            delta="" if delta is None else str(delta),
-            fraction=0.0 if fields.get("index") else fields.get("fraction", 0.0),
-            index=fields.get("index") or "",
-            memory_budget=budget or 0,
-            generation_every=generation_every,
-            stream_trained=stream_trained,
-            n_readers=n_readers,
-            ring_bytes=ring_bytes,
-        )
+            **planning.engine_arguments(
+                model, method, memory_budget=memory_budget, run_dir=run_dir, seed=seed, dtype=dtype, threads=threads,
+                operand=operand, reduction=reduction, sync_every=sync_every, delta=delta, values=values,
+                generation_every=generation_every, stream_trained=stream_trained, n_readers=n_readers,
+                ring_bytes=ring_bytes,
+            )
+        )  # fmt: skip
         return cls(
             engine, method, lr, eps, seed, task, Path(model), None if run_dir is None else Path(run_dir), rss_at_open
         )
@@ -241,11 +223,7 @@ class Runtime:
                 f"[batch] {type(batch).__name__}, expected dict(input_ids, attention_mask, labels) or, with a task, a list of"
                 ' {"text", "label"}'
             )
-        core = _core.Batch(
-            packed.tokens, packed.segments, packed.labels, packed.n_examples, packed.task, packed.n_options, packed.candidates,
-            packed.answers,
-        )  # fmt: skip
-        return packed, core
+        return packed, planning.core_batch(packed)
 
     # ---- training
 
@@ -319,7 +297,7 @@ class Runtime:
             seconds=end - begin,
             stall_s=self._engine.traffic[1] - stalled,
             bytes_read=self._engine.traffic[0] - read,
-            bytes_written=(RECORD_HEAD_BYTES + 4 * len(scalars) if self.run_dir else 0)
+            bytes_written=(_core.RECORD_HEAD_BYTES + 4 * len(scalars) if self.run_dir else 0)
             + self._engine.generation_bytes_written
             - written,
             peak_rss_bytes=peak,

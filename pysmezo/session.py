@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import asdict
 
-from . import data, memory, metrics
+from . import data, memory, metrics, planning
 from .errors import ArgumentError, FormatError
 from .methods import from_dict
 
@@ -108,10 +108,15 @@ class Session:
         try:
             content = self._record()
             self._tokenize()
+            self._check_budget()
         except Exception:
             # A refused command leaves no empty folder behind.
-            if made and not os.listdir(self.run_dir):
-                os.rmdir(self.run_dir)
+            if made:
+                for name in os.listdir(self.run_dir):
+                    if name.startswith("tokens-"):
+                        os.remove(os.path.join(self.run_dir, name))
+                if not os.listdir(self.run_dir):
+                    os.rmdir(self.run_dir)
             raise
         with open_runtime(self.settings, self.method, self.run_dir) as run:
             for note in run.notes:
@@ -138,6 +143,14 @@ class Session:
             if s[name]:
                 out = os.path.join(self.run_dir, f"tokens-{name}.ids")
                 self.sets[name] = data.tokenize(s["model"], s[name], s["task"], out, s["max_length"], s["truncate"])
+
+    def _check_budget(self) -> None:
+        s = self.settings
+        if s["memory_budget"] is None:
+            return
+        names = ("memory_budget", "seed", "threads", "operand", "values")
+        p = planning.planner(s["model"], self.method, s["dtype"], **{n: s[n] for n in names})
+        planning.check_budget(p, self.sets, s["batch"], self.method.queries)
 
     def _evaluate(self, run) -> dict | None:
         from .trainer import evaluate

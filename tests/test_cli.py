@@ -120,12 +120,13 @@ def test_every_method_field_is_a_flag():
     from pysmezo.methods import METHODS
 
     for name, method in METHODS.items():
-        given = {f.name: f.default for f in fields(method)}
+        given = {f.name: f.default for f in fields(method) if f.default is not None}
         values, made = options.settings({"method": name, **{k: str(v) for k, v in given.items()}})
         assert made == method() and values["method"] == name
         parser = cli.Parser()
         options.add_flags(parser)
         argv = [x for f in fields(method) for x in ("--" + f.name.replace("_", "-"), str(f.default))]
+        given |= {f.name: None for f in fields(method)}
         assert set(vars(parser.parse_args(argv))) == set(given)
 
 

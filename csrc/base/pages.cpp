@@ -1,20 +1,39 @@
 #include "base/pages.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+// A sanitizer watches the edges of what malloc gave out only.
+#if (defined(__unix__) || defined(__APPLE__)) && !defined(__SANITIZE_ADDRESS__)
+#define SMEZO_HAVE_MMAP 1
 #include <sys/mman.h>
+#endif
 
 namespace smezo {
 
-Pages::Pages(int64_t n_bytes) {
-  if (n_bytes <= 0) return;
+#if SMEZO_HAVE_MMAP
+
+Pages allocate_pages(int64_t n_bytes) {
+  const int64_t n = whole_pages(std::max<int64_t>(n_bytes, 1));
   void* const p =
-      mmap(nullptr, static_cast<size_t>(n_bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) return;
-  at_ = static_cast<uint8_t*>(p);
-  n_bytes_ = n_bytes;
+      mmap(nullptr, static_cast<size_t>(n), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return Pages(p == MAP_FAILED ? nullptr : p, PagesDelete{n});
 }
 
-Pages::~Pages() {
-  if (at_ != nullptr) munmap(at_, static_cast<size_t>(n_bytes_));
+void PagesDelete::operator()(void* p) const { munmap(p, static_cast<size_t>(n_bytes)); }
+
+#else
+
+Pages allocate_pages(int64_t n_bytes) {
+  const int64_t n = whole_pages(std::max<int64_t>(n_bytes, 1));
+  void* const p = std::aligned_alloc(kPageBytes, static_cast<size_t>(n));
+  if (p != nullptr) std::memset(p, 0, static_cast<size_t>(n));
+  return Pages(p, PagesDelete{n});
 }
+
+void PagesDelete::operator()(void* p) const { std::free(p); }
+
+#endif
 
 }  // namespace smezo

@@ -1,30 +1,22 @@
-// Memory that is the system's again the moment it is let go of. An allocator keeps what lies between other
-// blocks, and a budget that counts bytes would not see it.
+// Whole pages from the system, given back to it at once. What is large and what comes and goes with a budget
+// does not go through malloc: its thresholds move with what was freed last, and then it keeps what it was
+// given back.
 #pragma once
 #include <cstdint>
-#include <utility>
+#include <memory>
 
 namespace smezo {
 
-class Pages {
- public:
-  Pages() = default;
-  explicit Pages(int64_t n_bytes);  // zeros; data() is nullptr where the system has none
-  ~Pages();
-  Pages(Pages&& other) noexcept
-      : at_(std::exchange(other.at_, nullptr)), n_bytes_(std::exchange(other.n_bytes_, 0)) {}
-  Pages& operator=(Pages&& other) noexcept {
-    std::swap(at_, other.at_);
-    std::swap(n_bytes_, other.n_bytes_);
-    return *this;
-  }
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-  uint8_t* data() const { return at_; }
+constexpr int64_t kPageBytes = 4096;
+inline int64_t whole_pages(int64_t n_bytes) { return (n_bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
 
- private:
-  uint8_t* at_ = nullptr;
-  int64_t n_bytes_ = 0;
+struct PagesDelete {
+  int64_t n_bytes = 0;
+  void operator()(void* p) const;
 };
+using Pages = std::unique_ptr<void, PagesDelete>;
+
+// Aligned to kPageBytes and zero; none of it resident before it is touched. nullptr: the system refused.
+Pages allocate_pages(int64_t n_bytes);
 
 }  // namespace smezo

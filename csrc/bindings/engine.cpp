@@ -6,7 +6,9 @@
 
 #include "base/error.h"
 #include "bindings/init.h"
+#include "engine/plan.h"
 #include "engine/rates.h"
+#include "io/journal.h"
 
 namespace py = pybind11;
 
@@ -108,9 +110,68 @@ std::vector<Branch> branches_from(const std::vector<std::tuple<int, int, float>>
   return out;
 }
 
+// The constructor from keyword arguments, the same for all that is opened with a run's options.
+template <class T, class Open>
+void def_open(py::class_<T>& c, const Open& open) {
+  c.def(py::init([open](const std::string& model_dir, const std::string& run_dir, const std::string& kind,
+                        const std::string& trains, double sparsity, const std::string& noise, int queries,
+                        double weight_decay, const std::string& dtype, const std::string& values,
+                        const std::string& operand, const std::string& reduction, uint64_t seed, int threads,
+                        int sync_every, const std::string& delta, double fraction, const std::string& index,
+                        int64_t memory_budget, int generation_every, bool stream_trained, int n_readers,
+                        int64_t ring_bytes) {
+          EngineOptions o;
+          o.model_dir = model_dir;
+          o.run_dir = run_dir;
+          o.method = {kind,     trains, sparsity, noise_from_name(noise), queries, weight_decay,
+                      fraction, index,  ""};
+          o.dtype = dtype;
+          o.values = values;
+          o.operand = operand;
+          o.reduction = reduction;
+          o.seed = seed;
+          o.threads = threads;
+          o.sync_every = sync_every;
+          o.delta = delta;
+          o.memory_budget = memory_budget;
+          o.generation_every = generation_every;
+          o.stream_trained = stream_trained;
+          o.n_readers = n_readers;
+          o.ring_bytes = ring_bytes;
+          py::gil_scoped_release release;
+          return open(o);
+        }),
+        py::kw_only(), py::arg("model_dir"), py::arg("run_dir"), py::arg("kind"), py::arg("trains"),
+        py::arg("sparsity"), py::arg("noise"), py::arg("queries"), py::arg("weight_decay"), py::arg("dtype"),
+        py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"), py::arg("threads"),
+        py::arg("sync_every"), py::arg("delta"), py::arg("fraction"), py::arg("index"),
+        py::arg("memory_budget"), py::arg("generation_every"), py::arg("stream_trained"),
+        py::arg("n_readers"), py::arg("ring_bytes"));
+}
+
+py::dict plan_dict(const Planner& planner, const Batch& batch, int64_t n_branches, bool want_logits,
+                   double gemm_flops_per_s, double operands_per_s, double updates_per_s,
+                   double read_bytes_per_s) {
+  const Plan p = planner.of(batch, {n_branches, want_logits},
+                            {gemm_flops_per_s, operands_per_s, updates_per_s}, read_bytes_per_s);
+  py::dict out, purposes;
+  for (const auto& [name, n] : p.bytes_by_purpose) purposes[py::str(name)] = n;
+  out["fits"] = p.fits;
+  out["trained_streams"] = p.streams_trained;
+  out["budget_bytes"] = p.budget_bytes > 0 ? py::object(py::int_(p.budget_bytes)) : py::none();
+  out["predicted_peak_bytes"] = p.peak_bytes;
+  out["bytes_by_purpose"] = purposes;
+  out["bytes_read_per_step"] = p.bytes_read;
+  out["bytes_written_per_step"] = p.bytes_written;
+  out["predicted_step_s"] = p.step_s >= 0 ? py::object(py::float_(p.step_s)) : py::none();
+  out["smallest_budget_bytes"] = p.smallest_budget_bytes;
+  return out;
+}
+
 }  // namespace
 
 void init_engine(py::module_& m) {
+  m.attr("RECORD_HEAD_BYTES") = kRecordHeadBytes;
   m.def(
       "doctor_rates",
       [](int threads, double seconds) {
@@ -134,42 +195,26 @@ void init_engine(py::module_& m) {
            py::arg("n_examples"), py::arg("task"), py::arg("n_options"), py::arg("candidates"),
            py::arg("answers"));
 
-  py::class_<Engine>(m, "Engine")
-      .def(py::init([](const std::string& model_dir, const std::string& run_dir, const std::string& kind,
-                       const std::string& trains, double sparsity, const std::string& noise, int queries,
-                       double weight_decay, const std::string& dtype, const std::string& values,
-                       const std::string& operand, const std::string& reduction, uint64_t seed, int threads,
-                       int sync_every, const std::string& delta, double fraction, const std::string& index,
-                       int64_t memory_budget, int generation_every, bool stream_trained, int n_readers,
-                       int64_t ring_bytes) {
-             EngineOptions o;
-             o.model_dir = model_dir;
-             o.run_dir = run_dir;
-             o.method = {kind,     trains, sparsity, noise_from_name(noise), queries, weight_decay,
-                         fraction, index,  ""};
-             o.dtype = dtype;
-             o.values = values;
-             o.operand = operand;
-             o.reduction = reduction;
-             o.seed = seed;
-             o.threads = threads;
-             o.sync_every = sync_every;
-             o.delta = delta;
-             o.memory_budget = memory_budget;
-             o.generation_every = generation_every;
-             o.stream_trained = stream_trained;
-             o.n_readers = n_readers;
-             o.ring_bytes = ring_bytes;
-             py::gil_scoped_release release;
-             return Engine::open(o);
-           }),
-           py::kw_only(), py::arg("model_dir"), py::arg("run_dir"), py::arg("kind"), py::arg("trains"),
-           py::arg("sparsity"), py::arg("noise"), py::arg("queries"), py::arg("weight_decay"),
-           py::arg("dtype"), py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"),
-           py::arg("threads"), py::arg("sync_every"), py::arg("delta"), py::arg("fraction"), py::arg("index"),
-           py::arg("memory_budget"), py::arg("generation_every"), py::arg("stream_trained"),
-           py::arg("n_readers"), py::arg("ring_bytes"))
-      .def("start", &Engine::start, py::arg("lr"), py::arg("eps"))
+  py::class_<Planner> planner(m, "Planner");
+  def_open(planner, [](const EngineOptions& o) { return std::make_unique<Planner>(o); });
+  planner
+      .def(
+          "fits",
+          [](const Planner& p, const Batch& b, int64_t n_branches, bool want_logits) {
+            return p.fits(b, {n_branches, want_logits});
+          },
+          py::arg("batch"), py::arg("n_branches"), py::arg("want_logits") = false)
+      .def("plan", &plan_dict, py::arg("batch"), py::arg("n_branches"), py::arg("want_logits") = false,
+           py::arg("gemm_flops_per_s") = 0.0, py::arg("operands_per_s") = 0.0, py::arg("updates_per_s") = 0.0,
+           py::arg("read_bytes_per_s") = 0.0,
+           "What a step on this batch holds, reads and takes; rates of this machine, 0: not known.")
+      .def_property_readonly("max_length", [](const Planner& p) { return p.config().max_length(); })
+      .def_property_readonly("vocab_size", [](const Planner& p) { return p.config().vocab_size; })
+      .def_property_readonly("base_dtype", &Planner::base_dtype);
+
+  py::class_<Engine> engine(m, "Engine");
+  def_open(engine, [](const EngineOptions& o) { return Engine::open(o); });
+  engine.def("start", &Engine::start, py::arg("lr"), py::arg("eps"))
       .def_property_readonly("started", &Engine::started)
       .def_property_readonly("lr", &Engine::lr)
       .def_property_readonly("eps", &Engine::eps)

@@ -11,6 +11,7 @@
 
 #include "base/bits.h"
 #include "base/error.h"
+#include "base/pages.h"
 #include "format/codec.h"
 
 namespace smezo {
@@ -20,13 +21,25 @@ constexpr int kLowBits = 15;
 constexpr size_t kHighBuckets = size_t{1} << 16, kLowBuckets = size_t{1} << kLowBits;
 constexpr uint32_t kInfinityBits = 0x7F800000u;
 
-using Counts = std::vector<int64_t>;
+// Counts of the buckets; pages of their own, since a thread's malloc would keep them.
+class Counts {
+ public:
+  explicit Counts(size_t n) : pages_(allocate_pages(static_cast<int64_t>(n * sizeof(int64_t)))) {
+    check<BudgetError>(pages_ != nullptr, "threshold", "no memory for a histogram");
+  }
+  int64_t& operator[](size_t b) { return static_cast<int64_t*>(pages_.get())[b]; }
+  int64_t operator[](size_t b) const { return static_cast<const int64_t*>(pages_.get())[b]; }
+
+ private:
+  Pages pages_;
+};
 
 // counts[bucket(magnitude bits)] over all elements; bucket returns a negative number to leave an element out.
 template <class Bucket>
 Counts histogram(const Pieces& pieces, size_t n_buckets, ThreadPool* pool, Bucket bucket) {
   const int n_parts = pool ? pool->size() : 1;
-  std::vector<Counts> parts(static_cast<size_t>(n_parts), Counts(n_buckets, 0));
+  std::vector<Counts> parts;
+  for (int p = 0; p < n_parts; ++p) parts.emplace_back(n_buckets);
   pieces([&](const WeightView& w, int64_t e0, int64_t n) {
     const auto body = [&](int64_t part, int) {
       Counts& counts = parts[static_cast<size_t>(part)];

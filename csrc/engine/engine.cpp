@@ -5,54 +5,22 @@
 
 #include "base/error.h"
 #include "engine/engine_impl.h"
+#include "engine/plan.h"
 #include "model/catch_up.h"
-#include "model/workspace.h"
 #include "update/rule.h"
 
 namespace smezo {
-namespace {
-
-Compute compute_for(const std::string& dtype, DType base) {
-  if (dtype == "fp32") return Compute::f32;
-  if (dtype == "bf16") return Compute::bf16;
-  check<ArgumentError>(dtype == "auto", "dtype", "'" + dtype + "', expected auto, fp32 or bf16");
-  return base == DType::F32 ? Compute::f32 : Compute::bf16;
-}
-
-DType values_for(const std::string& name, const MethodConfig& method) {
-  if (name == "auto") return method.has_index_set() ? DType::F32 : DType::BF16T8;
-  const DType values = values_from_name(name);
-  check<ArgumentError>(!method.has_index_set() || values == DType::F32, "values",
-                       name + " for an index set, expected fp32: its values lie beside the base");
-  return values;
-}
-
-// What a run holds beside what is counted one by one: tables of names and places, threads' stacks, the
-// journal's buffers.
-constexpr int64_t kOtherBytes = int64_t{6} << 20;
-
-}  // namespace
-
 Engine::Impl::Impl(const EngineOptions& o)
     : options(o),
       isa(choose_isa()),
       kernels(kernels_for(isa)),
       pool(o.threads > 0 ? o.threads : default_threads()) {
-  check_method(o.method);
-  check<ArgumentError>(o.sync_every >= 1, "sync_every",
-                       std::to_string(o.sync_every) + ", expected at least 1");
-  const ModelConfig config = load_config(o.model_dir);
-  parameters = parameters_of(config);
-  const std::vector<bool> trained = trained_tensors(o.method, parameters);
-  std::vector<TensorRequest> requests;
-  for (size_t id = 0; id < parameters.size(); ++id) {
-    const ParameterSpec& p = parameters[id];
-    requests.push_back({p.name, p.rows, p.cols, trained[id] && !o.method.has_index_set(),
-                        p.block_linear ? kStripStep
-                        : p.rows > 1   ? kVocabularyBlock
-                                       : 1});
-  }
-  const DType values = values_for(o.values, o.method);
+  if (o.memory_budget > 0) Planner(o).check_opening();
+  const Opening opening = opening_of(o);
+  parameters = opening.parameters;
+  const std::vector<bool>& trained = opening.trained;
+  const std::vector<TensorRequest>& requests = opening.requests;
+  const DType values = opening.values;
   if (o.memory_budget > 0) {
     StreamOptions stream;
     stream.budget_bytes = o.memory_budget;
@@ -63,7 +31,7 @@ Engine::Impl::Impl(const EngineOptions& o)
   } else {
     store = Store::open(o.model_dir, requests, values, pool);
   }
-  model = std::make_unique<Model>(config, *store);
+  model = std::make_unique<Model>(opening.config, *store);
 
   header.instruction_set = numerics_name(isa);
   header.base_fingerprint = store->fingerprint();
@@ -78,10 +46,6 @@ Engine::Impl::Impl(const EngineOptions& o)
     header.method.index_hash = hash_of_index(o.method.index);
     place_index_sets(o.method, trained, o.seed, *store);
   }
-  check<BudgetError>(
-      o.memory_budget == 0 || fixed_bytes() < o.memory_budget, "memory_budget",
-      std::to_string(o.memory_budget) + " bytes, expected more than the " + std::to_string(fixed_bytes()) +
-          " that working copies, index sets and the ring for streamed weights take before any batch");
 
   if (!o.run_dir.empty()) {
     make_folders(o.run_dir);
@@ -200,8 +164,8 @@ std::vector<Branch> Engine::training_branches(float eps) const {
 }
 
 int64_t Engine::Impl::fixed_bytes() const {
-  return store->working_copy_bytes() + store->overlay_bytes() + store->ring_bytes() + store->scales_bytes() +
-         kOtherBytes;
+  return store->working_copy_bytes() + store->overlay_bytes() + store->support_bytes() +
+         store->scale_bytes() + store->ring_bytes() + other_bytes(pool.size(), parameters.size());
 }
 
 // Whatever the batch leaves of the budget holds units that need not be read again.
@@ -276,8 +240,6 @@ bool Engine::commit(const StepDecision& d) {
   }
   m.n_committed = r.step;
   if (finite) m.pending->push(m.pending_of(r));
-  // Opening the run again shall not take longer than this in replay.
-  constexpr double kLongestReplay = 60;
   if (m.journal && !m.streams_state() &&
       (m.n_committed - m.newest_generation) * m.seconds_per_record > kLongestReplay)
     save_generation();
@@ -313,10 +275,12 @@ std::vector<std::pair<std::string, int64_t>> Engine::bytes_by_purpose() const {
   const Store& s = *impl_->store;
   return {{"working copies", s.working_copy_bytes()},
           {"index sets", s.overlay_bytes()},
+          {"supports", s.support_bytes()},
+          {"scales", s.scale_bytes()},
           {"ring", s.ring_bytes()},
           {"resident units", s.resident_bytes()},
           {"forward", impl_->forward_bytes},
-          {"other", kOtherBytes + s.scales_bytes()}};
+          {"other", other_bytes(impl_->pool.size(), impl_->parameters.size())}};
 }
 
 const std::vector<std::string>& Engine::notes() const { return impl_->notes; }

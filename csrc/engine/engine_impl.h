@@ -14,6 +14,9 @@
 
 namespace smezo {
 
+// Opening the run again shall not take longer than this in replay, in seconds.
+constexpr double kLongestReplay = 60;
+
 struct Engine::Impl {
   explicit Impl(const EngineOptions& options);
 

@@ -123,21 +123,33 @@ std::vector<int64_t> listed(const Safetensors& file, const TensorEntry& t) {
 
 }  // namespace
 
-std::vector<int64_t> place_index_sets(const MethodConfig& m, const std::vector<bool>& trained,
-                                      uint64_t run_seed, Store& store) {
-  std::vector<int64_t> n_of(trained.size(), 0);
-  std::unique_ptr<Safetensors> file;
-  if (!m.index.empty()) {
-    file = std::make_unique<Safetensors>(Safetensors::open(m.index));
-    for (const TensorEntry& t : file->tensors()) {
-      bool known = false;
-      for (uint32_t id = 0; id < trained.size(); ++id)
-        known |= trained[id] && store.request(id).name == t.name;
-      check<FormatError>(known, "index set",
-                         m.index + " lists elements of '" + t.name +
-                             "', expected linear weights of this model's blocks; another model's file?");
-    }
+std::vector<int64_t> index_counts(const MethodConfig& m, const std::vector<bool>& trained,
+                                  const std::vector<TensorRequest>& requests) {
+  std::vector<int64_t> out(requests.size(), 0);
+  if (m.index.empty()) {
+    for (size_t id = 0; id < out.size(); ++id)
+      out[id] = trained[id] ? n_indexed(requests[id].rows * requests[id].cols, m.fraction) : 0;
+    return out;
   }
+  const Safetensors file = Safetensors::open(m.index);
+  for (const TensorEntry& t : file.tensors()) {
+    size_t id = 0;
+    while (id < out.size() && !(trained[id] && requests[id].name == t.name)) ++id;
+    check<FormatError>(id < out.size(), "index set",
+                       m.index + " lists elements of '" + t.name +
+                           "', expected linear weights of this model's blocks; another model's file?");
+    out[id] = t.n;
+  }
+  return out;
+}
+
+void place_index_sets(const MethodConfig& m, const std::vector<bool>& trained, uint64_t run_seed,
+                      Store& store) {
+  std::vector<TensorRequest> requests;
+  for (uint32_t id = 0; id < trained.size(); ++id) requests.push_back(store.request(id));
+  const std::vector<int64_t> n_of = index_counts(m, trained, requests);
+  std::unique_ptr<Safetensors> file;
+  if (!m.index.empty()) file = std::make_unique<Safetensors>(Safetensors::open(m.index));
   for (uint32_t id = 0; id < trained.size(); ++id) {
     if (!trained[id]) continue;
     const TensorRequest& r = store.request(id);
@@ -145,14 +157,12 @@ std::vector<int64_t> place_index_sets(const MethodConfig& m, const std::vector<b
     if (file) {
       if (const TensorEntry* t = file->find(r.name)) elements = listed(*file, *t);
     } else {
-      const int64_t n = r.rows * r.cols, k = n_indexed(n, m.fraction);
+      const int64_t n = r.rows * r.cols, k = n_of[id];
       elements.reserve(static_cast<size_t>(k));
       for (int64_t i = 0; i < k; ++i) elements.push_back(random_index_at(run_seed, id, n, k, i));
     }
-    n_of[id] = static_cast<int64_t>(elements.size());
     store.set_overlay(id, make_overlay(elements, r.rows, r.cols));
   }
-  return n_of;
 }
 
 Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store,

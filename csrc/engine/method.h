@@ -31,10 +31,13 @@ const char* noise_name(NoiseKind kind);
 // ArgumentError: unknown kind, sparsity or queries out of range, weight decay not finite or negative.
 void check_method(const MethodConfig& m);
 
-// Puts the method's index sets into the store and returns how many elements each tensor's has. FormatError:
+// How many elements each tensor's index set has, from the header of the file. FormatError: see below.
+std::vector<int64_t> index_counts(const MethodConfig& m, const std::vector<bool>& trained,
+                                  const std::vector<TensorRequest>& requests);
+// Puts the method's index sets into the store. FormatError:
 // the file has no list for a trained tensor, or a list of another tensor.
-std::vector<int64_t> place_index_sets(const MethodConfig& m, const std::vector<bool>& trained,
-                                      uint64_t run_seed, Store& store);
+void place_index_sets(const MethodConfig& m, const std::vector<bool>& trained, uint64_t run_seed,
+                      Store& store);
 std::string hash_of_index(const std::string& path);  // "" for ""
 
 // Does the method train this parameter? ArgumentError when nothing of the model matches.

@@ -14,8 +14,8 @@ namespace {
 
 constexpr uint8_t magic[8] = {0x73, 0x6d, 0x65, 0x7a, 0x6f, 0x4a, 0x0d, 0x0a};
 constexpr uint32_t version = 1;
-constexpr int64_t head_bytes = 24;    // of the file header, before the JSON
-constexpr int64_t record_bytes = 40;  // without scalars
+constexpr int64_t head_bytes = 24;  // of the file header, before the JSON
+constexpr int64_t record_bytes = kRecordHeadBytes;
 constexpr size_t max_scalars = 255;
 constexpr int64_t max_record_bytes = record_bytes + 4 * static_cast<int64_t>(max_scalars);
 constexpr uint32_t max_json_bytes = 64u << 20;

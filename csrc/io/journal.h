@@ -58,6 +58,8 @@
 
 namespace smezo {
 
+constexpr int64_t kRecordHeadBytes = 40;  // of a record, before its scalars
+
 enum class RecordKind : uint8_t { step = 1, skipped = 2 };
 
 struct Record {

@@ -30,9 +30,9 @@ void put(void* strip, DType dtype, int64_t i, float x) {
 
 }  // namespace
 
-int64_t IndexOverlay::n_bytes() const {
-  return static_cast<int64_t>(row_begin.size() * sizeof(uint32_t) + col.size() * sizeof(uint16_t) +
-                              value.size() * sizeof(float));
+int64_t IndexOverlay::n_bytes_of(int64_t rows, int64_t n) {
+  return (rows + 1) * static_cast<int64_t>(sizeof(uint32_t)) +
+         n * static_cast<int64_t>(sizeof(uint16_t) + sizeof(float));
 }
 
 IndexOverlay make_overlay(const std::vector<int64_t>& elements, int64_t rows, int64_t cols) {

@@ -14,7 +14,8 @@ struct IndexOverlay {
   std::vector<uint16_t> col;        // increasing within a row
   std::vector<float> value;
   int64_t n() const { return static_cast<int64_t>(value.size()); }
-  int64_t n_bytes() const;
+  int64_t n_bytes() const { return n_bytes_of(static_cast<int64_t>(row_begin.size()) - 1, n()); }
+  static int64_t n_bytes_of(int64_t rows, int64_t n);
 };
 
 // An overlay of these elements (increasing) with values still to be filled. ArgumentError: not increasing,

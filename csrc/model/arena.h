@@ -2,12 +2,10 @@
 // allocates nothing, since freeing and asking again each layer keeps dead pages resident.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <string>
 
 #include "base/error.h"
+#include "base/pages.h"
 
 namespace smezo {
 
@@ -22,13 +20,12 @@ class Arena {
     if (used_bytes_ > size_bytes_) {
       memory_.reset();
       size_bytes_ = 0;
-      memory_.reset(static_cast<char*>(std::aligned_alloc(kAlign, static_cast<size_t>(used_bytes_))));
+      memory_ = allocate_pages(used_bytes_);
       check<BudgetError>(
           memory_ != nullptr, "model",
           "no memory for " + std::to_string(used_bytes_) + " bytes of activations; use fewer tokens a batch");
       size_bytes_ = used_bytes_;
-      // Padding columns are read and thrown away; garbage there could be denormals, which are slow.
-      std::memset(memory_.get(), 0, static_cast<size_t>(size_bytes_));
+      // Fresh pages are zero: padding columns are read and thrown away, and denormals there would be slow.
     }
     used_bytes_ = 0;
     handing_out_ = true;
@@ -38,17 +35,14 @@ class Arena {
   T* take(int64_t n) {
     const int64_t at = used_bytes_;
     used_bytes_ += (n * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
-    return handing_out_ ? reinterpret_cast<T*>(memory_.get() + at) : nullptr;
+    return handing_out_ ? reinterpret_cast<T*>(static_cast<char*>(memory_.get()) + at) : nullptr;
   }
 
   int64_t size_bytes() const { return size_bytes_; }
   int64_t used_bytes() const { return used_bytes_; }  // of the pass over the requests so far
 
  private:
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-  std::unique_ptr<char, Free> memory_;
+  Pages memory_;
   int64_t size_bytes_ = 0;
   int64_t used_bytes_ = 0;
   bool handing_out_ = false;

@@ -44,4 +44,9 @@ struct Batch {
   Task task = Task::language_model;
 };
 
+// Does a forward ask all of the vocabulary, or only candidates?
+inline bool asks_whole_head(const Batch& batch, bool want_logits) {
+  return want_logits || batch.task != Task::choice_candidates;
+}
+
 }  // namespace smezo

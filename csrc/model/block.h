@@ -1,5 +1,6 @@
 // One decoder block of the llama family, all branches, over the packed tokens.
 #pragma once
+#include "model/linear.h"
 #include "model/workspace.h"
 
 namespace smezo {

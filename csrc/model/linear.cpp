@@ -13,12 +13,6 @@
 namespace smezo {
 namespace {
 
-constexpr int64_t kStripBudgetBytes =
-    256 * 1024;                        // operands of both signs: half of a common second-level cache
-constexpr int64_t kMaxStripRows = 48;  // eight tiles of the vector product, three of AMX
-constexpr int64_t kGatedPanels = 16;
-constexpr int64_t kGatedLd = (kGatedPanels + 1) * kLanes;  // not a power of two: rows on different cache sets
-
 int64_t align_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 struct Strip {
@@ -81,6 +75,7 @@ Weights::Weights(const VisitContext& context, Store& store)
     : context_(context),
       kernels_(*context.kernels),
       store_(store),
+      sizes_(*context.kernels, context.compute),
       trained_groups_(group_branches(context.branches)) {
   BranchGroup all;
   for (int b = 0; b < n_branches(); ++b) all.branches.push_back(b);
@@ -89,27 +84,6 @@ Weights::Weights(const VisitContext& context, Store& store)
 
 bool Weights::trained(int64_t id) const {
   return context_.methods != nullptr && (*context_.methods)[static_cast<size_t>(id)].trained;
-}
-
-int64_t Weights::operand_row_bytes(Compute compute, int64_t k) const {
-  return kernels_.operand_ld(compute, k) * dtype_bytes(kernels_.operand_dtype(compute));
-}
-
-int64_t Weights::strip_rows(int64_t k) const {
-  const int64_t fits = kStripBudgetBytes / (2 * operand_row_bytes(context_.compute, k));
-  return std::clamp<int64_t>(fits / 16 * 16, 16, kMaxStripRows);
-}
-
-int64_t Weights::strip_bytes(int64_t k) const {
-  return 2 * align_up(strip_rows(k) * operand_row_bytes(context_.compute, k), kStripAlign);
-}
-
-int64_t Weights::gated_bytes(int64_t k) const {
-  return 2 * strip_bytes(k) + 2 * strip_rows(k) * kGatedLd * static_cast<int64_t>(sizeof(float));
-}
-
-int64_t Weights::embed_bytes(int64_t d) const {
-  return 2 * align_up(kLanes * operand_row_bytes(Compute::f32, d), kStripAlign);
 }
 
 OperandJob Weights::job_for(const WeightView& w, const BranchGroup& g, OperandMode mode,
@@ -282,29 +256,11 @@ void Weights::multiply_strip(int64_t id, const StripRows& rows, const std::vecto
 }
 
 std::vector<Unit> Weights::units_of(const std::vector<int64_t>& tensors) const {
-  std::vector<Unit> out;
-  for (const int64_t id : tensors) {
-    const uint32_t tensor = static_cast<uint32_t>(id);
-    const int64_t rows = store_.request(tensor).rows, step = store_.unit_rows(tensor);
-    for (int64_t row0 = 0; row0 < rows; row0 += step)
-      out.push_back({tensor, row0, std::min(step, rows - row0)});
-  }
-  return out;
+  return smezo::units_of(tensors, cut_of(store_));
 }
 
 std::vector<Unit> Weights::units_of_gated(int64_t gate, int64_t up) const {
-  const uint32_t ids[2] = {static_cast<uint32_t>(gate), static_cast<uint32_t>(up)};
-  const int64_t rows = store_.request(ids[0]).rows;
-  // Both begin at the same rows, where either may begin; a working copy beside a streamed weight is cut as
-  // the other is.
-  const int64_t both = std::lcm(kStripStep, std::lcm(store_.unit_step(ids[0]), store_.unit_step(ids[1])));
-  const int64_t fits = std::min(store_.unit_rows(ids[0]), store_.unit_rows(ids[1]));
-  const int64_t step = fits < rows ? std::max<int64_t>(fits / both, 1) * both : rows;
-  std::vector<Unit> out;
-  for (int64_t row0 = 0; row0 < rows; row0 += step) {
-    for (const uint32_t id : ids) out.push_back({id, row0, std::min(step, rows - row0)});
-  }
-  return out;
+  return smezo::units_of_gated(gate, up, cut_of(store_));
 }
 
 Weights::Visit Weights::begin_visit(const Unit& unit) {

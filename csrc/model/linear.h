@@ -8,6 +8,8 @@
 
 #include "model/layout.h"
 #include "model/model.h"
+#include "model/pass.h"
+#include "model/sizes.h"
 
 namespace smezo {
 
@@ -58,12 +60,8 @@ class Weights {
 
   int n_branches() const { return static_cast<int>(context_.branches.size()); }
 
-  // Bytes of scratch a thread needs for strips with k columns, and the rows of such a strip: at most 256 KiB
-  // of operands of both signs.
-  int64_t strip_rows(int64_t k) const;
-  int64_t strip_bytes(int64_t k) const;
-  int64_t gated_bytes(int64_t k) const;
-  int64_t embed_bytes(int64_t d) const;
+  int64_t strip_rows(int64_t k) const { return sizes_.rows(k); }
+  int64_t strip_bytes(int64_t k) const { return sizes_.bytes(k); }
 
   // Norms and biases, fp32, of every branch; pending records are applied first.
   void load_vectors(const std::vector<int64_t>& ids);
@@ -80,13 +78,13 @@ class Weights {
   RowViews rows(int64_t id, std::vector<int32_t> list) const;
 
   // Sixteen rows of the embedding, w + sign eps m z in fp32 (not rounded to bf16), written as columns
-  // [column, column + n) of out[b] [d][ld]. `scratch`: embed_bytes.
+  // [column, column + n) of out[b] [d][ld]. `scratch`: StripSizes::embed_bytes.
   void embed(int64_t id, const RowViews& rows, const int32_t* tokens, int64_t n, int64_t column,
              const std::vector<float*>& out, int64_t ld, void* scratch) const;
 
   // All parts read the same packed activations (one a branch) of k features and n_panels panels. One parallel
   // region over row strips of all parts; pending records are applied on the way. `scratch(thread)`:
-  // strip_bytes(k).
+  // StripSizes::bytes(k).
   void multiply(const std::vector<LinearPart>& parts, int64_t k, const std::vector<void*>& packed,
                 int64_t n_panels, int64_t ld, Epilogue epilogue, const std::vector<char*>& scratch);
 
@@ -141,11 +139,12 @@ class Weights {
   void add_bias(int64_t bias, int branch, int64_t row0, int64_t n, int64_t n_panels, float* out,
                 int64_t ld) const;
   void make(OperandJob job, const StripRows& rows, int64_t ld_bytes, char* plus, char* minus) const;
-  int64_t operand_row_bytes(Compute compute, int64_t k) const;
+  int64_t operand_row_bytes(Compute compute, int64_t k) const { return sizes_.row_bytes(compute, k); }
 
   const VisitContext& context_;
   const Kernels& kernels_;
   Store& store_;
+  StripSizes sizes_;
   std::vector<BranchGroup> trained_groups_, plain_groups_;
   std::vector<std::vector<std::vector<float>>> vectors_;  // [tensor id][branch, or one shared entry]
 };

@@ -17,7 +17,6 @@ struct Model::Impl {
 
   void fill_rope(const Batch& batch, Workspace& w);
   void embed(Forward& f);
-  std::vector<Unit> pass_of(const Weights& weights, bool whole_head) const;
 
   ModelConfig config;
   Store& store;
@@ -45,19 +44,6 @@ void Model::Impl::embed(Forward& f) {
   });
 }
 
-// Every unit of a forward, in the order of its visits.
-std::vector<Unit> Model::Impl::pass_of(const Weights& weights, bool whole_head) const {
-  std::vector<Unit> out;
-  const auto add = [&](const std::vector<Unit>& units) { out.insert(out.end(), units.begin(), units.end()); };
-  for (const LayerTensors& l : tensors.layers) {
-    add(weights.units_of({l.q, l.k, l.v, l.o}));
-    add(weights.units_of_gated(l.gate, l.up));
-    add(weights.units_of({l.down}));
-  }
-  if (whole_head) add(weights.units_of({tensors.head}));
-  return out;
-}
-
 Model::Model(const ModelConfig& config, Store& store) : impl_(std::make_unique<Impl>(config, store)) {
   const std::vector<ParameterSpec> expected = parameters_of(config);
   check<FormatError>(static_cast<int64_t>(expected.size()) == store.n_tensors(), "model",
@@ -78,27 +64,28 @@ Model::~Model() = default;
 
 const ModelConfig& Model::config() const { return impl_->config; }
 
+namespace {
+
+ForwardShape shape_of(const VisitContext& c) {
+  return {c.kernels, c.compute, static_cast<int64_t>(c.branches.size()), c.pool->size()};
+}
+
+}  // namespace
+
+// A longer batch of earlier has left its buffers.
 int64_t Model::forward_bytes(const Batch& batch, const VisitContext& context, bool want_logits) const {
-  const ModelConfig& c = impl_->config;
-  Arena arena;
-  const Weights weights(context, impl_->store);
-  int64_t n_bytes = 0;
-  plan_workspace(arena, c, batch, context, weights, &n_bytes);
-  const int64_t n_branches = static_cast<int64_t>(context.branches.size()), row = c.hidden_size * 4;
-  n_bytes += static_cast<int64_t>(batch.tokens.size()) * row;
-  const int64_t n_values = want_logits ? c.vocab_size : std::max<int64_t>(1, batch.n_options);
-  n_bytes += n_branches * static_cast<int64_t>(batch.labels.size()) * n_values * 4;
-  return n_bytes;
+  const int64_t n_bytes = smezo::forward_bytes(impl_->config, batch, shape_of(context), want_logits);
+  return std::max(n_bytes, impl_->arena.size_bytes());
 }
 
 ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bool want_logits) {
   check_batch(batch, impl_->config, want_logits);
   PartTimes times;
   Weights weights(context, impl_->store);
-  Workspace work = plan_workspace(impl_->arena, impl_->config, batch, context, weights);
+  const bool whole_head = asks_whole_head(batch, want_logits);
+  Workspace work = plan_workspace(impl_->arena, impl_->config, batch, shape_of(context), whole_head);
   Forward f{impl_->config, context, batch, weights, work, times};
-  const bool whole_head = want_logits || batch.task != Task::choice_candidates;
-  impl_->store.begin_pass(impl_->pass_of(weights, whole_head));
+  impl_->store.begin_pass(pass_of(impl_->tensors, whole_head, cut_of(impl_->store)));
   weights.load_vectors(impl_->tensors.vectors);
   impl_->fill_rope(batch, work);
   times.spent(Part::other);

@@ -30,8 +30,9 @@ int64_t longest_attention(const Batch& batch) {
 
 }  // namespace
 
-Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch, const VisitContext& context,
-                         const Weights& weights, int64_t* only_bytes) {
+Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch, const ForwardShape& shape,
+                         bool whole_head, int64_t* only_bytes) {
+  const StripSizes strips(*shape.kernels, shape.compute);
   Workspace w;
   w.n_tokens = static_cast<int64_t>(batch.tokens.size());
   w.ld = leading_dimension(w.n_tokens);
@@ -39,17 +40,17 @@ Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch,
   w.head_ld = leading_dimension(static_cast<int64_t>(w.columns.size()));
   const int64_t d = c.hidden_size, f = c.intermediate_size, n_panels = panels_of(w.n_tokens);
   const int64_t n_q = c.n_heads * c.head_dim, n_kv = c.n_kv_heads * c.head_dim;
-  w.head_rows = std::min(weights.strip_rows(d), kVocabularyBlock);
+  w.head_rows = std::min(strips.rows(d), kVocabularyBlock);
   const int64_t n_blocks = (c.vocab_size + kVocabularyBlock - 1) / kVocabularyBlock;
 
-  int64_t strip_bytes = std::max(weights.embed_bytes(d), weights.gated_bytes(d)), packed_bytes = 0;
-  for (const int64_t k : {d, f, n_q}) strip_bytes = std::max(strip_bytes, weights.strip_bytes(k));
+  int64_t strip_bytes = std::max(strips.embed_bytes(d), strips.gated_bytes(d)), packed_bytes = 0;
+  for (const int64_t k : {d, f, n_q}) strip_bytes = std::max(strip_bytes, strips.bytes(k));
   for (const int64_t k : {d, n_q})
-    packed_bytes = std::max(packed_bytes, context.kernels->packed_bytes(context.compute, k, n_panels));
+    packed_bytes = std::max(packed_bytes, shape.kernels->packed_bytes(shape.compute, k, n_panels));
   const int64_t heads_bytes = (n_q + 2 * n_kv) * w.ld * static_cast<int64_t>(sizeof(float));
-  const int64_t shared_bytes =
-      std::max(heads_bytes, context.kernels->packed_bytes(context.compute, f, n_panels));
-  const size_t n_branches = context.branches.size(), n_threads = static_cast<size_t>(context.pool->size());
+  const int64_t shared_bytes = std::max(heads_bytes, shape.kernels->packed_bytes(shape.compute, f, n_panels));
+  const size_t n_branches = static_cast<size_t>(shape.n_branches),
+               n_threads = static_cast<size_t>(shape.n_threads);
 
   const auto assign = [&] {
     w.x.clear(), w.q.clear(), w.k.clear(), w.v.clear();
@@ -74,6 +75,7 @@ Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch,
       for (size_t b = 0; b < n_branches; ++b)
         w.logits.back().push_back(arena.take<float>(w.head_rows * w.head_ld));
     }
+    if (!whole_head) return;
     w.block_max = arena.take<float>(n_blocks * static_cast<int64_t>(n_branches) * w.head_ld);
     w.block_sum = arena.take<float>(n_blocks * static_cast<int64_t>(n_branches) * w.head_ld);
   };

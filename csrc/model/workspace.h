@@ -8,7 +8,7 @@
 #include "model/arena.h"
 #include "model/batch.h"
 #include "model/config.h"
-#include "model/linear.h"
+#include "model/sizes.h"
 
 namespace smezo {
 
@@ -57,8 +57,9 @@ constexpr int64_t kVocabularyBlock = 512;
 
 inline int64_t panels_of(int64_t n_tokens) { return (n_tokens + kLanes - 1) / kLanes; }
 
-// only_bytes: nothing is allocated, the size is put there and the buffers are null.
+// whole_head: all of the vocabulary is asked, not only candidates. only_bytes: nothing is allocated, the size
+// is put there and the buffers are null.
 Workspace plan_workspace(Arena& arena, const ModelConfig& config, const Batch& batch,
-                         const VisitContext& context, const Weights& weights, int64_t* only_bytes = nullptr);
+                         const ForwardShape& shape, bool whole_head, int64_t* only_bytes = nullptr);
 
 }  // namespace smezo

@@ -226,9 +226,9 @@ DType Base::dtype() const {
   return static_cast<DType>(std::max_element(n_of.begin(), n_of.end()) - n_of.begin());
 }
 
-int64_t Base::scales_bytes() const {
+int64_t Base::scale_bytes() const {
   int64_t n = 0;
-  for (const BaseTensor& t : tensors_) n += static_cast<int64_t>(t.fixed.capacity() * sizeof(float));
+  for (const BaseTensor& t : tensors_) n += static_cast<int64_t>(t.fixed.size() * sizeof(float));
   return n;
 }
 

@@ -55,9 +55,8 @@ class Base {
 
   const Safetensors& file() const { return file_; }
   const BaseTensor& tensor(uint32_t id) const { return tensors_[id]; }
-  DType dtype() const;  // the most common dtype of the matrices
-  int64_t scales_bytes()
-      const;  // of scales that are in memory: int8's, and the outer ones of doubly quantized NF4
+  DType dtype() const;          // the most common dtype of the matrices
+  int64_t scale_bytes() const;  // held in memory, see BaseTensor::fixed
 
   // A piece of a tensor's data or absmax, as `hash` goes through them.
   struct Chunk {

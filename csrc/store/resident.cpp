@@ -85,6 +85,12 @@ void Resident::load(ThreadPool& pool) {
         }
         base_.file().dont_need(*c.entry, c.at, c.n_bytes);
       });
+  // A fault brings neighbours too, also into what was let go of already.
+  for (uint32_t id = 0; id < requests_.size(); ++id) {
+    const BaseTensor& t = base_.tensor(id);
+    base_.file().dont_need(*t.data, 0, t.data->n_bytes);
+    if (t.absmax) base_.file().dont_need(*t.absmax, 0, t.absmax->n_bytes);
+  }
   // A chunk of NF4 codes has its scales elsewhere: once more, by rows.
   for (uint32_t id = 0; id < requests_.size(); ++id) {
     if (!memory_[id] || !is_block_scaled(id)) continue;

@@ -3,22 +3,21 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <deque>
-#include <memory>
 #include <string>
 
 #include "base/error.h"
+#include "base/pages.h"
 
 namespace smezo {
 
 class Ring {
  public:
-  static constexpr int64_t kAlign = 4096;
+  static constexpr int64_t kAlign = kPageBytes;
 
   explicit Ring(int64_t n_bytes) : size_((n_bytes + kAlign - 1) / kAlign * kAlign) {
     if (size_ == 0) return;
-    memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlign, static_cast<size_t>(size_))));
+    memory_ = allocate_pages(size_);
     check<BudgetError>(memory_ != nullptr, "store",
                        "no memory for a ring of " + std::to_string(size_) + " bytes");
   }
@@ -37,7 +36,7 @@ class Ring {
       if (n_bytes > oldest) return nullptr;
     }
     blocks_.push_back({at, at + n_bytes});
-    return memory_.get() + at;
+    return static_cast<uint8_t*>(memory_.get()) + at;
   }
   void give_back_oldest() {
     check<ArgumentError>(!blocks_.empty(), "store",
@@ -51,11 +50,8 @@ class Ring {
   struct Block {
     int64_t begin, end;
   };
-  struct Free {
-    void operator()(uint8_t* p) const { std::free(p); }
-  };
   int64_t size_;
-  std::unique_ptr<uint8_t, Free> memory_;
+  Pages memory_;
   std::deque<Block> blocks_;
 };
 

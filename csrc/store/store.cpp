@@ -2,11 +2,11 @@
 #include "store/store.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "base/error.h"
 #include "format/codec.h"
 #include "store/content_hash.h"
+#include "store/plan.h"
 
 namespace smezo {
 
@@ -98,14 +98,11 @@ std::vector<float> Store::values(uint32_t id, const Kernels& kernels, ThreadPool
 
 std::string Store::fingerprint() const { return hash_text(fingerprint_); }
 
-void Store::Free::operator()(void* p) const { std::free(p); }
-
 WeightView Store::allocate(uint32_t id, DType dtype) {
   WeightView w;
   w.rows = requests_[id].rows, w.cols = requests_[id].cols;
-  const int64_t plane = (w.n() * (dtype == DType::F32 ? 4 : 2) + 63) / 64 * 64;
-  const int64_t n_bytes = dtype == DType::BF16T8 ? plane + (w.n() + 63) / 64 * 64 : plane;
-  memory_[id].reset(std::aligned_alloc(64, static_cast<size_t>(n_bytes)));
+  const int64_t n_bytes = copy_bytes(w.n(), dtype), plane = plane_bytes(w.n(), dtype);
+  memory_[id] = allocate_pages(n_bytes);
   check<BudgetError>(memory_[id] != nullptr, "store",
                      "no memory for the " + std::to_string(n_bytes) + " bytes of the working copy of '" +
                          requests_[id].name + "'");
@@ -114,7 +111,7 @@ WeightView Store::allocate(uint32_t id, DType dtype) {
   w.dtype = dtype;
   w.tensor_id = id;
   w.writable = requests_[id].trained;
-  working_copy_bytes_ += n_bytes;
+  working_copy_bytes_ += whole_pages(n_bytes);
   return w;
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/pages.h"
 #include "base/threads.h"
 #include "base/view.h"
 #include "io/state_file.h"
@@ -67,9 +68,9 @@ class Store {
   int64_t n_tensors() const { return static_cast<int64_t>(requests_.size()); }
   DType base_dtype() const { return base_.dtype(); }  // the most common one of the base's matrices
   const BaseTensor& base(uint32_t tensor_id) const { return base_.tensor(tensor_id); }
+  int64_t scale_bytes() const { return base_.scale_bytes(); }
   std::string fingerprint() const;  // 16 hex digits, see Base::hash
   int64_t working_copy_bytes() const { return working_copy_bytes_; }
-  int64_t scales_bytes() const { return base_.scales_bytes(); }
 
   // The whole tensor: the working copy if trained, else the base. ArgumentError when it is not at hand whole.
   virtual WeightView weight(uint32_t tensor_id) = 0;
@@ -129,22 +130,19 @@ class Store {
   virtual void set_resident_bytes(int64_t /*n_bytes*/) {}
   virtual int64_t resident_bytes() const { return 0; }  // of units that stay
   virtual int64_t ring_bytes() const { return 0; }
+  virtual int64_t support_bytes() const { return 0; }  // which elements of streamed state train
 
  protected:
   Store(const std::string& folder, std::vector<TensorRequest> requests, DType values);
 
-  struct Free {
-    void operator()(void* p) const;
-  };
-  using Block = std::unique_ptr<void, Free>;
-  // Memory for a copy of a tensor, aligned to a cache line; BudgetError.
+  // Memory for a copy of a tensor; BudgetError.
   WeightView allocate(uint32_t id, DType dtype);
 
   std::vector<TensorRequest> requests_;
   Base base_;
   DType values_;
   uint64_t fingerprint_ = 0;
-  std::vector<Block> memory_;  // [n_tensors], of those that have a copy
+  std::vector<Pages> memory_;  // [n_tensors], of those that have a copy
   int64_t working_copy_bytes_ = 0;
 
  private:

@@ -2,7 +2,6 @@
 // (transfer.h). For a cyclic scan keeping the first units that fit is best: whatever was read last is needed
 // last.
 #include <algorithm>
-#include <cstdlib>
 #include <deque>
 #include <map>
 #include <numeric>
@@ -59,6 +58,11 @@ class Streamed final : public Store {
   }
   void set_resident_bytes(int64_t n_bytes) override;
   int64_t resident_bytes() const override { return kept_bytes_; }
+  int64_t support_bytes() const override {
+    size_t n = 0;
+    for (const TrainedTensor& t : trained_) n += t.row_begin.size() * sizeof(uint32_t);
+    return static_cast<int64_t>(n);
+  }
   int64_t ring_bytes() const override { return transfer_.ring_bytes() + state_ring_.size(); }
   bool streams_state(uint32_t id) const override { return trained_[id].streamed; }
   void prepare_rows(const Unit& unit, int64_t row0, int64_t n, const Kernels& kernels) override;
@@ -74,8 +78,7 @@ class Streamed final : public Store {
   // A unit that stays, by tensor and first row.
   struct Kept {
     Pages memory;
-    int64_t n_rows = 0;
-    int64_t n_bytes = 0;
+    int64_t n_rows = 0, n_bytes = 0;
     Transfer::Pointers at{};
     bool read = false;
   };
@@ -93,9 +96,7 @@ class Streamed final : public Store {
   WeightView view(const Unit& unit, const Transfer::Pointers& at) const {
     return base_.tensor(unit.tensor_id).view(unit.tensor_id, unit.row0, at[0], at[1]);
   }
-  ReadPart part(const TensorEntry& t, BaseTensor::Range range, int64_t align) const {
-    return {t.shard, t.offset + range.begin, range.n_bytes, align};
-  }
+
   // nullptr: it goes through the ring, also where another cut of the tensor stays.
   Kept* kept(const Unit& u) {
     const auto found = kept_.find({u.tensor_id, u.row0});
@@ -130,9 +131,7 @@ void Streamed::check_ring() const {
 // Working copies take at most half of the budget; else the state of all matrices that train is streamed.
 bool Streamed::place_trained(const StreamOptions& options) {
   trained_.resize(requests_.size());
-  int64_t n_bytes = 0;
-  for (const TensorRequest& r : requests_) n_bytes += r.trained ? bytes_of(values_, r.rows * r.cols) : 0;
-  if (n_bytes <= options.budget_bytes / 2 && !options.stream_trained) return false;
+  if (!streams_trained(options, requests_, values_)) return false;
   bool any = false;
   for (uint32_t id = 0; id < requests_.size(); ++id) {
     trained_[id].streamed = requests_[id].trained && requests_[id].rows > 1;
@@ -147,9 +146,7 @@ ReadJob Streamed::job_for(const Unit& u) const {
   const bool dense = s.in_generation && !s.packed_there;
   ReadJob job;
   if (!dense || s.packs) {
-    job.parts[0] = part(*t.data, t.data_range(u.row0, u.n_rows), t.data_align());
-    if (t.absmax != nullptr)
-      job.parts[1] = part(*t.absmax, t.absmax_range(u.row0, u.n_rows), t.absmax_align());
+    job = read_job_for(base_, u);
   }
   if (!s.streamed || (!dense && !s.packs)) return job;
   // Values and tails of the generation; where the new packed ones go even if there are no old ones.
@@ -165,9 +162,7 @@ ReadJob Streamed::job_for(const Unit& u) const {
 }
 
 int64_t Streamed::state_room(const Unit& u) const {
-  const int64_t n = u.n_rows * requests_[u.tensor_id].cols;
-  const int64_t plane = (n * value_bytes() + 63) / 64 * 64 + (values_ == DType::BF16T8 ? n : 0);
-  return (plane + Ring::kAlign - 1) / Ring::kAlign * Ring::kAlign;
+  return whole_pages(copy_bytes(u.n_rows * requests_[u.tensor_id].cols, values_));
 }
 
 WeightView Streamed::state_view(const Unit& u, uint8_t* memory) const {
@@ -183,13 +178,8 @@ WeightView Streamed::state_view(const Unit& u, uint8_t* memory) const {
 }
 
 int64_t Streamed::unit_rows(uint32_t id) const {
-  const TensorRequest& r = requests_[id];
-  if (memory_[id]) return r.rows;
-  const BaseTensor& t = base_.tensor(id);
-  const int64_t step = unit_step(id);
-  int64_t row_bytes = std::max<int64_t>(1, t.data_range(0, step).n_bytes + t.absmax_range(0, step).n_bytes);
-  if (trained_[id].streamed) row_bytes = std::max(row_bytes, bytes_of(values_, step * t.cols));
-  return std::min(r.rows, std::max<int64_t>(1, unit_bytes_ / row_bytes) * step);
+  if (memory_[id]) return requests_[id].rows;
+  return streamed_unit_rows(base_.tensor(id), requests_[id], unit_bytes_, values_);
 }
 
 void Streamed::keep_support(uint32_t id, const TensorDirection& d, const Kernels& kernels, ThreadPool& pool) {
@@ -267,13 +257,11 @@ void Streamed::load(ThreadPool& pool) {
   for (uint32_t id = 0; id < requests_.size(); ++id) {
     const TensorRequest& r = requests_[id];
     const DType dtype = base_.tensor(id).dtype;
-    if ((r.trained && !trained_[id].streamed) || (r.rows == 1 && dtype != DType::NF4 && dtype != DType::I8))
-      weights_[id] = allocate(id, r.trained ? values_ : dtype);
+    if (is_copied(r, dtype, !trained_[id].streamed)) weights_[id] = allocate(id, r.trained ? values_ : dtype);
   }
-  std::vector<Block> buffers;
+  std::vector<Pages> buffers;
   for (int i = 0; i < pool.size(); ++i) {
-    buffers.emplace_back(std::aligned_alloc(UncachedFile::kAlign,
-                                            static_cast<size_t>(kHashChunkBytes + 2 * UncachedFile::kAlign)));
+    buffers.push_back(allocate_pages(kHashBufferBytes));
     check<BudgetError>(buffers.back() != nullptr, "store", "no memory for a buffer to read through");
   }
   fingerprint_ = base_.hash(
@@ -292,14 +280,7 @@ void Streamed::load(ThreadPool& pool) {
         convert(from, c.at / size, c.n_bytes / size, weights_[c.id]);
       });
   // A chunk of NF4 codes has its scales elsewhere: once more, by units.
-  std::vector<Unit> units;
-  for (uint32_t id = 0; id < requests_.size(); ++id) {
-    if (!memory_[id] || base_.tensor(id).dtype != DType::NF4) continue;
-    const int64_t step =
-        std::max<int64_t>(1, unit_bytes_ / requests_[id].cols) * base_.tensor(id).row_multiple();
-    for (int64_t row0 = 0; row0 < requests_[id].rows; row0 += step)
-      units.push_back({id, row0, std::min(step, requests_[id].rows - row0)});
-  }
+  const std::vector<Unit> units = units_to_copy(base_, requests_, unit_bytes_, state_ring_.size() > 0);
   std::vector<ReadJob> jobs;
   for (const Unit& u : units) jobs.push_back(job_for(u));
   transfer_.begin(jobs);
@@ -323,11 +304,8 @@ void Streamed::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
   const BaseTensor& t = base_.tensor(id);
   const int64_t step = t.row_multiple(), row0 = e0 / t.cols / step * step;
   const int64_t row1 = std::min(t.rows, ((e0 + n + t.cols - 1) / t.cols + step - 1) / step * step);
-  ReadJob job;
-  job.parts[0] = part(*t.data, t.data_range(row0, row1 - row0), t.data_align());
-  if (t.absmax != nullptr)
-    job.parts[1] = part(*t.absmax, t.absmax_range(row0, row1 - row0), t.absmax_align());
-  const Block memory(std::aligned_alloc(UncachedFile::kAlign, static_cast<size_t>(Transfer::room_for(job))));
+  const ReadJob job = read_job_for(base_, {id, row0, row1 - row0});
+  const Pages memory = allocate_pages(Transfer::room_for(job));
   check<BudgetError>(memory != nullptr, "store", "no memory to read '" + requests_[id].name + "'");
   uint8_t* to = static_cast<uint8_t*>(memory.get());
   Transfer::Pointers at{};
@@ -360,9 +338,9 @@ void Streamed::begin_pass(std::vector<Unit> units) {
     if (!trained_[u.tensor_id].streamed && kept_bytes_ + n_bytes <= resident_limit_ && !kept_.count(key)) {
       Kept k;
       k.n_rows = u.n_rows;
-      k.memory = Pages(n_bytes);
+      k.memory = allocate_pages(n_bytes);
       k.n_bytes = n_bytes;
-      job.to = k.memory.data();
+      job.to = static_cast<uint8_t*>(k.memory.get());
       if (job.to != nullptr) {
         kept_bytes_ += n_bytes;
         kept_.emplace(key, std::move(k));

@@ -74,7 +74,7 @@ TEST(bf16_base_becomes_hi_plane_and_zero_tails) {
   CHECK(std::memcmp(w.data, bits.data(), bits.size() * 2) == 0);
   CHECK(std::all_of(w.tail, w.tail + w.n(), [](int8_t t) { return t == 0; }));
   CHECK(reinterpret_cast<uintptr_t>(w.data) % 64 == 0 && reinterpret_cast<uintptr_t>(w.tail) % 64 == 0);
-  CHECK(store->working_copy_bytes() == kRows * kCols * 3);
+  CHECK(store->working_copy_bytes() == whole_pages(kRows * kCols * 3));
   CHECK(store->base_dtype() == DType::BF16);
 }
 

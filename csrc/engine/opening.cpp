@@ -1,0 +1,45 @@
+#include "engine/opening.h"
+
+#include "base/error.h"
+#include "model/linear.h"
+#include "model/workspace.h"
+
+namespace smezo {
+namespace {
+
+DType values_for(const std::string& name, const MethodConfig& method) {
+  if (name == "auto") return method.has_index_set() ? DType::F32 : DType::BF16T8;
+  const DType values = values_from_name(name);
+  check<ArgumentError>(!method.has_index_set() || values == DType::F32, "values",
+                       name + " for an index set, expected fp32: its values lie beside the base");
+  return values;
+}
+
+}  // namespace
+
+Compute compute_for(const std::string& dtype, DType base) {
+  if (dtype == "fp32") return Compute::f32;
+  if (dtype == "bf16") return Compute::bf16;
+  check<ArgumentError>(dtype == "auto", "dtype", "'" + dtype + "', expected auto, fp32 or bf16");
+  return base == DType::F32 ? Compute::f32 : Compute::bf16;
+}
+
+Opening opening_of(const EngineOptions& o) {
+  check_method(o.method);
+  check<ArgumentError>(o.sync_every >= 1, "sync_every",
+                       std::to_string(o.sync_every) + ", expected at least 1");
+  Opening out;
+  out.config = load_config(o.model_dir);
+  out.parameters = parameters_of(out.config);
+  out.trained = trained_tensors(o.method, out.parameters);
+  for (size_t id = 0; id < out.parameters.size(); ++id) {
+    const ParameterSpec& p = out.parameters[id];
+    const bool in_vocabulary = p.rows > 1 && !p.block_linear;
+    out.requests.push_back({p.name, p.rows, p.cols, out.trained[id] && !o.method.has_index_set(),
+                            in_vocabulary ? kVocabularyBlock : kStripStep});
+  }
+  out.values = values_for(o.values, o.method);
+  return out;
+}
+
+}  // namespace smezo

@@ -1,0 +1,353 @@
+#include "engine/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include "base/error.h"
+#include "direction/threshold.h"
+#include "engine/engine_impl.h"
+#include "kernels/overlay.h"
+#include "model/layout.h"
+#include "model/pass.h"
+#include "store/plan.h"
+
+namespace smezo {
+namespace {
+
+// A fault in a mapped file brings the pages around it too.
+constexpr int64_t kFaultBytes = int64_t{64} << 10;
+// Of a thread that counts magnitudes (direction/threshold.cpp).
+constexpr int64_t kHistogramBytes = int64_t{8} << 16;
+
+// Not mapped in place: it does not lie at a multiple of its size.
+bool is_aligned(const BaseTensor& t) {
+  if (t.dtype == DType::NF4 || t.dtype == DType::I8) return true;
+  return t.data->offset % dtype_bytes(t.dtype) == 0;
+}
+
+bool whole_head(const Batch& batch, const StepShape& shape) {
+  return asks_whole_head(batch, shape.want_logits);
+}
+
+int64_t n_label_columns(const Batch& batch) {
+  std::set<int64_t> columns;
+  for (const Label& l : batch.labels) columns.insert(l.position);
+  return static_cast<int64_t>(columns.size());
+}
+
+}  // namespace
+
+int64_t other_bytes(int n_threads, size_t n_tensors) {
+  constexpr int64_t kAlways = int64_t{2} << 20, kThread = int64_t{128} << 10, kTensor = 2048;
+  return kAlways + n_threads * kThread + static_cast<int64_t>(n_tensors) * kTensor;
+}
+
+Planner::Planner(const EngineOptions& options)
+    : options_(options),
+      opening_(opening_of(options)),
+      base_(options.model_dir, opening_.requests),
+      n_indexed_(opening_.requests.size(), 0),
+      kernels_(kernels_for(choose_isa())),
+      n_threads_(options.threads > 0 ? options.threads : default_threads()) {
+  if (options.method.has_index_set())
+    n_indexed_ = index_counts(options.method, opening_.trained, opening_.requests);
+}
+
+StreamOptions Planner::stream(int64_t budget) const {
+  StreamOptions out;
+  out.budget_bytes = budget;
+  out.ring_bytes = options_.ring_bytes;
+  out.stream_trained = options_.stream_trained;
+  return out;
+}
+
+bool Planner::streams_trained(int64_t budget) const {
+  return options_.memory_budget > 0 &&
+         smezo::streams_trained(stream(budget), opening_.requests, opening_.values);
+}
+
+bool Planner::packs(uint32_t id) const {
+  const MethodConfig& m = options_.method;
+  return opening_.requests[id].trained && opening_.requests[id].rows > 1 && m.sparsity > 0 &&
+         (m.kind == "sparse-mezo" || m.kind == "largest-mask");
+}
+
+int64_t Planner::n_state(uint32_t id) const {
+  if (!opening_.trained[id]) return 0;
+  if (options_.method.has_index_set()) return n_indexed_[id];
+  const int64_t n = opening_.requests[id].rows * opening_.requests[id].cols;
+  return packs(id) ? n_kept(n, options_.method.sparsity) : n;
+}
+
+Planner::Fixed Planner::fixed(int64_t budget) const {
+  Fixed f;
+  const bool streams = options_.memory_budget > 0, keeps_trained = !streams_trained(budget);
+  for (uint32_t id = 0; id < opening_.requests.size(); ++id) {
+    const TensorRequest& r = opening_.requests[id];
+    const BaseTensor& t = base_.tensor(id);
+    const bool copied = streams ? is_copied(r, t.dtype, keeps_trained) : r.trained || !is_aligned(t);
+    if (copied) f.copies += whole_pages(copy_bytes(r.rows * r.cols, r.trained ? opening_.values : t.dtype));
+    if (has_index_set(id)) f.index_sets += IndexOverlay::n_bytes_of(r.rows, n_indexed_[id]);
+    if (packs(id) && !keeps_trained) f.supports += (r.rows + 1) * static_cast<int64_t>(sizeof(uint32_t));
+  }
+  f.streams_trained = !keeps_trained;
+  f.scales = base_.scale_bytes();
+  if (streams) {
+    const int64_t ring = whole_pages(ring_bytes_for(stream(budget), base_, opening_.requests));
+    f.ring = keeps_trained ? ring : 2 * ring;  // one more for states
+  }
+  f.other = other_bytes(n_threads_, opening_.requests.size());
+  return f;
+}
+
+// While the base is hashed each thread reads through a buffer; index sets and, but for NF4 weights that are
+// copied, the ring are not there yet. Then the largest index set is listed before it is packed, or weights
+// are counted by their magnitude.
+int64_t Planner::opening_bytes(const Fixed& f) const {
+  if (options_.memory_budget == 0) return 0;
+  const int64_t most = *std::max_element(n_indexed_.begin(), n_indexed_.end());
+  const int64_t listing = most * (options_.method.index.empty() ? 8 : 12);
+  const int64_t counting = options_.method.sparsity > 0 ? n_threads_ * kHistogramBytes : 0;
+  const bool reads_again = !units_to_copy(base_, opening_.requests, 1 << 20, f.streams_trained).empty();
+  const int64_t hashing = n_threads_ * kHashBufferBytes - f.index_sets - (reads_again ? 0 : f.ring);
+  return f.sum() + std::max({listing, counting, hashing});
+}
+
+int64_t Planner::needed(int64_t budget, int64_t forward) const {
+  const Fixed f = fixed(budget);
+  return std::max(f.sum() + forward, opening_bytes(f));
+}
+
+void Planner::check_opening() const {
+  if (options_.memory_budget == 0) return;
+  const int64_t least = smallest_budget(0);
+  check<BudgetError>(options_.memory_budget >= least, "memory_budget",
+                     std::to_string(options_.memory_budget) + " bytes, expected at least the " +
+                         std::to_string(least) +
+                         " that working copies, index sets and the ring for streamed weights take before any "
+                         "batch");
+}
+
+int64_t Planner::forward_of(const Batch& batch, const StepShape& shape) const {
+  const Compute compute = compute_for(options_.dtype, base_.dtype());
+  return forward_bytes(opening_.config, batch, {&kernels_, compute, shape.n_branches, n_threads_},
+                       shape.want_logits);
+}
+
+bool Planner::fits(const Batch& batch, const StepShape& shape) const {
+  const int64_t budget = options_.memory_budget;
+  return budget == 0 || needed(budget, forward_of(batch, shape)) <= budget;
+}
+
+// The ring grows with the budget, but by an eighth of it: what is left over grows too.
+int64_t Planner::smallest_budget(int64_t forward) const {
+  int64_t low = 0, high = 1 << 20;
+  while (needed(high, forward) > high) low = high, high *= 2;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (needed(middle, forward) <= middle ? high : low) = middle;
+  }
+  return high;
+}
+
+// What begin_pass keeps of a pass with `room` bytes for units that stay, and what each later pass reads once
+// there is a generation.
+Planner::Streaming Planner::streaming(const Batch& batch, const StepShape& shape, int64_t room) const {
+  const int64_t budget = options_.memory_budget;
+  const int64_t ring = whole_pages(ring_bytes_for(stream(budget), base_, opening_.requests));
+  const bool keeps_trained = !streams_trained(budget);
+  const auto request = [&](uint32_t id) -> const TensorRequest& { return opening_.requests[id]; };
+  const auto in_memory = [&](uint32_t id) {
+    return is_copied(request(id), base_.tensor(id).dtype, keeps_trained);
+  };
+  Cut cut;
+  cut.rows = [&](uint32_t id) { return request(id).rows; };
+  cut.unit_rows = [&](uint32_t id) {
+    return in_memory(id)
+               ? request(id).rows
+               : streamed_unit_rows(base_.tensor(id), request(id), unit_bytes_for(ring), opening_.values);
+  };
+  cut.unit_step = [&](uint32_t id) {
+    return in_memory(id) ? 1 : std::lcm(base_.tensor(id).row_multiple(), request(id).row_step);
+  };
+  const ModelTensors tensors = tensors_of(opening_.config);
+  Streaming out;
+  int64_t through = 0, states = 0;  // the ring of what is read, the ring of states
+  for (const Unit& u : pass_of(tensors, whole_head(batch, shape), cut)) {
+    if (in_memory(u.tensor_id)) continue;
+    const ReadJob job = read_job_for(base_, u);
+    const int64_t n_bytes = Transfer::room_for(job);
+    const TensorRequest& r = request(u.tensor_id);
+    if (!r.trained && out.kept + n_bytes <= room) {
+      out.kept += n_bytes;
+      continue;
+    }
+    through += n_bytes;
+    if (r.trained) states += copy_bytes(u.n_rows * r.cols, opening_.values);
+    if (r.trained && !packs(u.tensor_id)) continue;  // a dense generation has everything
+    for (const ReadPart& p : job.parts) out.bytes_read += p.n_bytes;
+  }
+  if (!keeps_trained) {
+    out.bytes_read += generation_bytes();
+    through += generation_bytes();
+  }
+  const auto rows = [&](int64_t id, size_t n) {
+    const BaseTensor& t = base_.tensor(static_cast<uint32_t>(id));
+    if (!in_memory(static_cast<uint32_t>(id)))
+      out.bytes_read += bytes_of(t.dtype, t.cols) * static_cast<int64_t>(n);
+  };
+  rows(tensors.embedding, std::set<int32_t>(batch.tokens.begin(), batch.tokens.end()).size());
+  if (!whole_head(batch, shape)) rows(tensors.head, batch.candidates.size());
+  // Index sets are filled, and NF4 weights made working copies, through the ring when it is opened.
+  const auto room_of = [&](const std::vector<Unit>& units) {
+    int64_t n = 0;
+    for (const Unit& u : units) n += Transfer::room_for(read_job_for(base_, u));
+    return n;
+  };
+  through = std::max(through,
+                     room_of(units_to_copy(base_, opening_.requests, unit_bytes_for(ring), !keeps_trained)));
+  for (uint32_t id = 0; id < opening_.requests.size(); ++id) {
+    if (has_index_set(id)) through = std::max(through, room_of(units_of({id}, cut)));
+  }
+  out.ring = std::min(ring, through) + std::min(ring, states);
+  return out;
+}
+
+// Pages of a mapped base that stay: what is trained is let go of after its copy is made.
+int64_t Planner::mapped_bytes(const Batch& batch, const StepShape& shape) const {
+  const ModelTensors tensors = tensors_of(opening_.config);
+  const bool whole = whole_head(batch, shape);
+  int64_t n = 0;
+  for (uint32_t id = 0; id < opening_.requests.size(); ++id) {
+    const BaseTensor& t = base_.tensor(id);
+    const int64_t all = t.data->n_bytes + (t.absmax ? t.absmax->n_bytes : 0);
+    if (opening_.requests[id].trained) continue;
+    const bool is_embedding = id == tensors.embedding, is_head = id == tensors.head;
+    if ((!is_embedding && !is_head) || (is_head && whole)) {
+      n += all;
+      continue;
+    }
+    const int64_t row = bytes_of(t.dtype, t.cols);
+    std::set<int64_t> windows;
+    const auto touch = [&](const std::vector<int32_t>& rows) {
+      for (const int32_t r : rows) {
+        const int64_t begin = t.data->offset + r * row;
+        for (int64_t w = begin / kFaultBytes; w <= (begin + row - 1) / kFaultBytes; ++w) windows.insert(w);
+      }
+    };
+    if (is_embedding) touch(batch.tokens);
+    if (is_head) touch(batch.candidates);
+    n += std::min(all + 2 * kFaultBytes, static_cast<int64_t>(windows.size()) * kFaultBytes);
+  }
+  return n;
+}
+
+int64_t Planner::generation_bytes() const {
+  int64_t n = 0;
+  for (uint32_t id = 0; id < opening_.requests.size(); ++id)
+    n += opening_.trained[id] ? bytes_of(opening_.values, n_state(id)) : 0;
+  return n;
+}
+
+double Planner::update_seconds(const Rates& rates) const {
+  double n = 0;
+  for (uint32_t id = 0; id < opening_.requests.size(); ++id) {
+    const TensorRequest& r = opening_.requests[id];
+    n += static_cast<double>(has_index_set(id) ? n_indexed_[id] : r.trained ? r.rows * r.cols : 0);
+  }
+  return n * options_.method.queries / rates.updates_per_s;
+}
+
+// As the engine decides (Engine::Impl::generation_is_due): at the least cost of writing and of replaying.
+double Planner::steps_a_generation(const Rates& rates) const {
+  constexpr double kGuessedBytesPerS = 5e8, kMost = 64;
+  if (!streams_trained(options_.memory_budget))
+    return rates.updates_per_s > 0 ? kLongestReplay / update_seconds(rates) : 0;
+  if (options_.generation_every > 0) return options_.generation_every;
+  if (rates.updates_per_s <= 0) return kMost;
+  const double writing = static_cast<double>(generation_bytes()) / kGuessedBytesPerS;
+  return std::clamp(std::round(std::sqrt(2 * writing / update_seconds(rates))), 1.0, kMost);
+}
+
+double Planner::compute_seconds(const Batch& batch, const StepShape& shape, const Rates& rates) const {
+  const ModelConfig& c = opening_.config;
+  const ModelTensors tensors = tensors_of(c);
+  const double n_tokens = static_cast<double>(batch.tokens.size());
+  const double n_columns = static_cast<double>(n_label_columns(batch));
+  double products = 0, operands = 0;  // of a branch; weights
+  const auto add = [&](int64_t id, double columns, int64_t rows) {
+    const TensorRequest& r = opening_.requests[static_cast<size_t>(id)];
+    const double n = static_cast<double>((rows < 0 ? r.rows : rows) * r.cols);
+    products += n * columns;
+    operands += n * (opening_.trained[static_cast<size_t>(id)] ? options_.method.queries : 1);
+  };
+  for (size_t l = 0; l < tensors.layers.size(); ++l) {
+    const LayerTensors& t = tensors.layers[l];
+    const double late = l + 1 == tensors.layers.size() ? n_columns : n_tokens;
+    for (const int64_t id : {t.q, t.k, t.v}) add(id, n_tokens, -1);
+    for (const int64_t id : {t.o, t.gate, t.up, t.down}) add(id, late, -1);
+  }
+  add(tensors.head, n_columns,
+      whole_head(batch, shape) ? c.vocab_size : static_cast<int64_t>(batch.candidates.size()));
+  for (const Segment& s : batch.segments) {
+    const double before =
+        s.parent < 0 ? 0 : static_cast<double>(batch.segments[static_cast<size_t>(s.parent)].len);
+    const double len = static_cast<double>(s.len);
+    products += 2 * len * (before + len / 2) * static_cast<double>(c.n_heads * c.head_dim * c.n_layers);
+  }
+  return 2 * products * static_cast<double>(shape.n_branches) / rates.gemm_flops_per_s +
+         operands / rates.operands_per_s +
+         update_seconds(rates) *
+             (streams_trained(options_.memory_budget) ? (steps_a_generation(rates) + 1) / 2 : 1);
+}
+
+Plan Planner::of(const Batch& batch, const StepShape& shape, const Rates& rates,
+                 double read_bytes_per_s) const {
+  Plan out;
+  out.budget_bytes = options_.memory_budget;
+  Fixed f = fixed(out.budget_bytes);
+  out.streams_trained = f.streams_trained;
+  const int64_t forward = forward_of(batch, shape);
+  int64_t kept = 0, mapped = 0;
+  if (out.budget_bytes > 0) {
+    const int64_t need = needed(out.budget_bytes, forward);
+    out.fits = need <= out.budget_bytes;
+    const Streaming s = streaming(batch, shape, out.budget_bytes - f.sum() - forward);
+    kept = s.kept;
+    out.bytes_read = s.bytes_read;
+    out.smallest_budget_bytes = smallest_budget(forward);
+    f.ring = s.ring;
+  } else {
+    mapped = mapped_bytes(batch, shape);
+  }
+  out.peak_bytes = f.sum() + forward + kept + mapped;
+  const int64_t opening = std::max<int64_t>(0, opening_bytes(f) - out.peak_bytes);
+  out.peak_bytes += opening;
+  out.bytes_by_purpose = {{"working copies", f.copies},
+                          {"index sets", f.index_sets},
+                          {"supports", f.supports},
+                          {"scales", f.scales},
+                          {"ring", f.ring},
+                          {"resident units", kept},
+                          {"mapped base", mapped},
+                          {"forward", forward},
+                          {"opening", opening},
+                          {"other", f.other}};
+  out.bytes_written = kRecordHeadBytes + 4 * options_.method.queries;
+  if (const double steps = steps_a_generation(rates); steps > 0)
+    out.bytes_written += static_cast<int64_t>(static_cast<double>(generation_bytes()) / steps);
+  if (rates.gemm_flops_per_s > 0 && rates.operands_per_s > 0 && rates.updates_per_s > 0) {
+    out.step_s = compute_seconds(batch, shape, rates);
+    if (out.bytes_read > 0 && read_bytes_per_s <= 0) {
+      out.step_s = -1;
+    } else if (out.bytes_read > 0) {
+      const double reading = static_cast<double>(out.bytes_read) / read_bytes_per_s;
+      out.step_s = options_.n_readers > 0 ? std::max(out.step_s, reading) : out.step_s + reading;
+    }
+  }
+  return out;
+}
+
+}  // namespace smezo

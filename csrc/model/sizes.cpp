@@ -1,0 +1,49 @@
+#include "model/sizes.h"
+
+#include <algorithm>
+
+#include "model/workspace.h"
+
+namespace smezo {
+namespace {
+
+constexpr int64_t kStripBudgetBytes =
+    256 * 1024;                        // operands of both signs: half of a common second-level cache
+constexpr int64_t kMaxStripRows = 48;  // eight tiles of the vector product, three of AMX
+
+int64_t align_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace
+
+int64_t StripSizes::row_bytes(Compute compute, int64_t k) const {
+  return kernels_.operand_ld(compute, k) * dtype_bytes(kernels_.operand_dtype(compute));
+}
+
+int64_t StripSizes::rows(int64_t k) const {
+  const int64_t fits = kStripBudgetBytes / (2 * row_bytes(compute_, k));
+  return std::clamp<int64_t>(fits / 16 * 16, 16, kMaxStripRows);
+}
+
+int64_t StripSizes::bytes(int64_t k) const {
+  return 2 * align_up(rows(k) * row_bytes(compute_, k), kStripAlign);
+}
+
+int64_t StripSizes::gated_bytes(int64_t k) const {
+  return 2 * bytes(k) + 2 * rows(k) * kGatedLd * static_cast<int64_t>(sizeof(float));
+}
+
+int64_t StripSizes::embed_bytes(int64_t d) const {
+  return 2 * align_up(kLanes * row_bytes(Compute::f32, d), kStripAlign);
+}
+
+int64_t forward_bytes(const ModelConfig& c, const Batch& batch, const ForwardShape& shape, bool want_logits) {
+  Arena arena;
+  int64_t n_bytes = 0;
+  plan_workspace(arena, c, batch, shape, asks_whole_head(batch, want_logits), &n_bytes);
+  const int64_t row = c.hidden_size * 4;
+  n_bytes += static_cast<int64_t>(batch.tokens.size()) * row;
+  const int64_t n_values = want_logits ? c.vocab_size : std::max<int64_t>(1, batch.n_options);
+  return n_bytes + shape.n_branches * static_cast<int64_t>(batch.labels.size()) * n_values * 4;
+}
+
+}  // namespace smezo

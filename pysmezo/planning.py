@@ -1,0 +1,176 @@
+"""What a run will hold, read and take, from headers alone: batches of a shape for the core's planner, this machine's
+rates, and what would fit when a budget does not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+
+from . import _core, memory, packing
+from .errors import ArgumentError, BudgetError
+
+QUANTIZED = {"nf4": "NF4", "int8": "I8"}
+DEFAULT_LENGTH = 64
+
+
+def engine_arguments(
+    model,
+    method,
+    *,
+    memory_budget=None,
+    run_dir=None,
+    seed=0,
+    dtype="auto",
+    threads=None,
+    operand="nearest",
+    reduction="example",
+    sync_every=1,
+    delta=None,
+    values="auto",
+    generation_every=0,
+    stream_trained=False,
+    n_readers=2,
+    ring_bytes=0,
+) -> dict:
+    """The keyword arguments that `_core.Engine` and `_core.Planner` take. dtype nf4 and int8 say how the base is stored; inputs of products
+    are rounded as with auto then."""
+    fields = method.to_dict()
+    return {
+        "model_dir": str(model),
+        "run_dir": "" if run_dir is None else str(run_dir),
+        "kind": fields["kind"],
+        "trains": fields["trains"],
+        "sparsity": fields.get("sparsity", 0.0),
+        "noise": fields["noise"],
+        "queries": fields["queries"],
+        "weight_decay": fields["weight_decay"],
+        "dtype": "auto" if dtype in QUANTIZED else dtype,
+        "values": values,
+        "operand": operand,
+        "reduction": reduction,
+        "seed": seed,
+        "threads": 0 if threads is None else threads,
+        "sync_every": sync_every,
+        "delta": "" if delta is None else str(delta),
+        "fraction": 0.0 if fields.get("index") else fields.get("fraction", 0.0),
+        "index": fields.get("index") or "",
+        "memory_budget": memory.parse_bytes(memory_budget) or 0,
+        "generation_every": generation_every,
+        "stream_trained": stream_trained,
+        "n_readers": n_readers,
+        "ring_bytes": ring_bytes,
+    }
+
+
+def planner(model, method, dtype="auto", **options):
+    """`_core.Planner`. ArgumentError: dtype names a quantization that the base does not have."""
+    p = _core.Planner(**engine_arguments(model, method, dtype=dtype, **options))
+    if dtype in QUANTIZED and p.base_dtype != QUANTIZED[dtype]:
+        raise ArgumentError(
+            f"[dtype] {dtype}, but {model} holds {p.base_dtype}, expected a base that is {dtype} already; "
+            f"`pysmezo quantize --dtype {dtype}` makes one"
+        )
+    return p
+
+
+def core_batch(p: packing.Packed):
+    return _core.Batch(p.tokens, p.segments, p.labels, p.n_examples, p.task, p.n_options, p.candidates, p.answers)
+
+
+def shaped(batch: int, length: int, vocab_size: int, options=None) -> packing.Packed:
+    """A batch of that many texts of that many tokens each, spread over the vocabulary. options: a choice task's label words as lists
+    of ids, the longest counted in `length`; None: one label a text."""
+    if batch < 1 or length < 2:
+        raise ArgumentError(f"[plan] {batch} texts of {length} tokens, expected at least 1 of at least 2")
+    if options is None:
+        ids = _spread(batch, length, vocab_size)
+        labels = np.full_like(ids, -100)
+        labels[:, -1] = 0
+        return packing.pack_sequences({"input_ids": ids, "labels": labels})
+    n = max(1, length - max(map(len, options)))
+    return packing.pack_choices(list(_spread(batch, n, vocab_size).astype(np.int32)), options, [0] * batch)
+
+
+def _spread(batch: int, length: int, vocab_size: int) -> np.ndarray:
+    n = batch * length
+    return (np.arange(n, dtype=np.int64) * vocab_size // n).reshape(batch, length)
+
+
+def largest(most: int, fits) -> int | None:
+    """The largest n in 1..most that fits, where what is above one that does not fit does not either; None: not even 1."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low or None
+
+
+def plan(p, batch: int, length: int, queries: int, options=None, rates: dict | None = None) -> dict:
+    """The planner's answer for batches of a shape; where they do not fit also the largest batch and length that would."""
+    n_branches = 2 * queries
+
+    def fits(b: int, n: int) -> bool:
+        return p.fits(core_batch(shaped(b, n, p.vocab_size, options)), n_branches)
+
+    out = dict(p.plan(core_batch(shaped(batch, length, p.vocab_size, options)), n_branches, **(rates or {})))
+    if not out["fits"]:
+        out["largest_batch"] = largest(batch - 1, lambda b: fits(b, length))
+        found = largest(length - 2, lambda n: fits(batch, n + 1))
+        out["largest_length"] = None if found is None else found + 1
+    return out
+
+
+def advice(found: dict, batch: int, length: int) -> str:
+    """One sentence: why it does not fit and what would."""
+    ways = [f"--memory-budget {found['smallest_budget_bytes']}"]
+    if found.get("largest_batch"):
+        ways.append(f"--batch {found['largest_batch']}")
+    if found.get("largest_length"):
+        ways.append(f"texts of at most {found['largest_length']} tokens")
+    return (
+        f"[memory_budget] {found['budget_bytes']} bytes, expected at least {found['smallest_budget_bytes']} for {batch} texts of {length} "
+        f"tokens; it would fit with {' or '.join(ways)}"
+    )
+
+
+def check_budget(p, sets: dict, batch: int, queries: int) -> None:
+    """BudgetError unless the longest batches of training and evaluation fit. sets: Dataset by name."""
+    for name, data in sets.items():
+        training = name == "train"
+        n, n_branches = (batch, 2 * queries) if training else (2 * batch, 1)
+        longest = data.longest(n)
+        packed = packing.pack_choices(longest.prompts, longest.options, longest.labels)
+        core = core_batch(packed)
+        if p.fits(core, n_branches):
+            continue
+        found = dict(p.plan(core, n_branches))
+
+        def fits(k: int) -> bool:
+            b = data.longest(k if training else 2 * k)  # noqa: B023
+            return p.fits(core_batch(packing.pack_choices(b.prompts, b.options, b.labels)), n_branches)  # noqa: B023
+
+        found["largest_batch"] = largest(batch - 1, fits)
+        raise BudgetError(advice(found, len(longest), data.max_length))
+
+
+def kept_rates(model) -> dict:
+    """What `doctor` measured on this machine, as the planner takes it; {} when it has not run here."""
+    from .verbs.doctor import cache_file
+
+    try:
+        with open(cache_file(), encoding="utf-8") as f:
+            report = json.load(f)
+        c = report["compute"]
+        disks = report.get("disks", {})
+        disk = disks.get(str(os.stat(model).st_dev), report["disk"])
+        return {
+            "gemm_flops_per_s": c["gemm_flops_per_s"],
+            "operands_per_s": c["operands_per_s"],
+            "updates_per_s": c["updates_per_s"],
+            "read_bytes_per_s": disk["read_bytes_per_s"] or 0.0,
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
