@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from pysmezo import (
     Sensitive,
     SparseMeZO,
     _core,
+    packing,
+    planning,
 )
 
 # Rows of the vocabulary come in blocks of 512, so that the head is cut too; the inner size cuts gate and up into units.
@@ -65,18 +66,14 @@ def bits(folder):
     return records(folder), values
 
 
-def tight(base, method, options=None):
-    """The smallest budget that a step on `batch` may have; part of opening may take more than the step."""
+def tight(base, method, options=None, of=None):
+    """A budget that keeps nothing but what it must."""
     options = {"ring_bytes": SMALLEST} | (options or {}) | {"memory_budget": "64MiB"}
-    with Runtime.from_pretrained(base, method=method, **options) as run:
-        run.bare_forward(batch(0), 2 * method.queries)
-        held = run._engine.bytes_by_purpose
-    least = sum(held.values()) - held["resident units"]
-    try:
-        Runtime.from_pretrained(base, method=method, **options | {"memory_budget": least}).close()
-    except BudgetError as e:
-        least = int(re.search(r"at least the (\d+)", str(e))[1])
-    return least
+    options.pop("lr", None)
+    p = planning.planner(base, method, **options)
+    return p.plan(planning.core_batch(packing.pack_sequences(of or batch(0))), 2 * method.queries)[
+        "smallest_budget_bytes"
+    ]
 
 
 METHODS = {
@@ -175,7 +172,7 @@ def test_delta_of_an_index_set_loads(base, tmp_path):
 
 
 def test_budget_too_small_says_what_would_do(base, tmp_path):
-    with pytest.raises(BudgetError, match=r"\[memory_budget\] 1048576 bytes, expected at least the"):
+    with pytest.raises(BudgetError, match=r"\[memory_budget\] 1048576 bytes, expected at least"):
         Runtime.from_pretrained(base, method=Sensitive(), memory_budget="1MiB")
     with Runtime.from_pretrained(base, method=Sensitive(), lr=1e-3, eps=1e-2, memory_budget="8MiB") as run:
         with pytest.raises(BudgetError, match=r"expected at least \d+ for a batch of \d+ tokens"):
@@ -190,21 +187,26 @@ def test_a_base_cut_short_while_training_loses_nothing(base, tmp_path):
     for f in base.iterdir():
         (copy / f.name).write_bytes(f.read_bytes())
     method = Sensitive(fraction=0.05)
-    options = {"lr": 2.0**-8, "eps": 2.0**-7, "memory_budget": tight(base, method), "ring_bytes": SMALLEST}
+    options = {
+        "lr": 2.0**-8,
+        "eps": 2.0**-7,
+        "memory_budget": tight(base, method, of=batch(0, 16, 40)),
+        "ring_bytes": SMALLEST,
+    }
     whole = (copy / "model.safetensors").read_bytes()
     with Runtime.from_pretrained(copy, method=method, run_dir=tmp_path / "r", **options) as run:
-        run.train_step(batch(0))
+        run.train_step(batch(0, 16, 40))
         with open(copy / "model.safetensors", "r+b") as f:
             f.truncate(len(whole) // 2)
         with pytest.raises(IoError, match="truncated"):
-            run.train_step(batch(1))
+            run.train_step(batch(1, 16, 40))
         (copy / "model.safetensors").write_bytes(whole)
     with Runtime.from_pretrained(copy, method=method, run_dir=tmp_path / "r", **options) as run:
         assert run.step == 1
-        run.train_step(batch(1))
+        run.train_step(batch(1, 16, 40))
     with Runtime.from_pretrained(base, method=method, run_dir=tmp_path / "s", **options) as run:
-        run.train_step(batch(0))
-        run.train_step(batch(1))
+        run.train_step(batch(0, 16, 40))
+        run.train_step(batch(1, 16, 40))
     assert records(tmp_path / "r") == records(tmp_path / "s")
 
 

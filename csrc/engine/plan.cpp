@@ -40,7 +40,7 @@ int64_t n_label_columns(const Batch& batch) {
 }  // namespace
 
 int64_t other_bytes(int n_threads, size_t n_tensors) {
-  constexpr int64_t kAlways = int64_t{2} << 20, kThread = int64_t{128} << 10, kTensor = 2048;
+  constexpr int64_t kAlways = int64_t{13} << 18, kThread = int64_t{64} << 10, kTensor = 2048;
   return kAlways + n_threads * kThread + static_cast<int64_t>(n_tensors) * kTensor;
 }
 
@@ -185,9 +185,20 @@ Planner::Streaming Planner::streaming(const Batch& batch, const StepShape& shape
       continue;
     }
     through += n_bytes;
-    if (r.trained) states += copy_bytes(u.n_rows * r.cols, opening_.values);
     if (r.trained && !packs(u.tensor_id)) continue;  // a dense generation has everything
     for (const ReadPart& p : job.parts) out.bytes_read += p.n_bytes;
+  }
+  // States are held for a region at a time (Weights::multiply), then their ring begins anew.
+  for (const LayerTensors& l : tensors.layers) {
+    for (const std::vector<int64_t>& region :
+         {std::vector<int64_t>{l.q, l.k, l.v}, {l.o}, {l.gate, l.up}, {l.down}}) {
+      int64_t held = 0;
+      for (const int64_t id : region) {
+        const TensorRequest& r = request(static_cast<uint32_t>(id));
+        held += r.trained && !keeps_trained ? copy_bytes(r.rows * r.cols, opening_.values) : 0;
+      }
+      states = std::max(states, std::min(held, ring / 2));
+    }
   }
   if (!keeps_trained) {
     out.bytes_read += generation_bytes();

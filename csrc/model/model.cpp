@@ -98,9 +98,8 @@ ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bo
   result.values = run_head(f, impl_->tensors, want_logits);
   // Of the vocabulary only the batch's tokens and the candidates were read: its mapped pages need not stay
   // resident.
-  if (!whole_head) {
-    impl_->store.rest(static_cast<uint32_t>(impl_->tensors.embedding));
-    impl_->store.rest(static_cast<uint32_t>(impl_->tensors.head));
+  for (const int64_t id : {impl_->tensors.embedding, impl_->tensors.head}) {
+    if (!whole_head || id != impl_->tensors.head) impl_->store.rest(static_cast<uint32_t>(id));
   }
   for (int p = 0; p < kParts; ++p)
     result.parts.emplace_back(kPartNames[static_cast<size_t>(p)], times.seconds(p));
