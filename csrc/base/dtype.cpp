@@ -36,6 +36,8 @@ int64_t bytes_of(DType d, int64_t n) { return (row_of(d).bits * n + 7) / 8; }
 
 bool holds_trained(DType d) { return d == DType::F32 || d == DType::BF16 || d == DType::BF16T8; }
 
+bool keeps_bits(DType from, DType to) { return from == to || (from == DType::BF16 && to == DType::BF16T8); }
+
 const char* dtype_name(DType d) { return row_of(d).name; }
 
 DType dtype_from_name(const std::string& name) {

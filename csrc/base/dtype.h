@@ -13,7 +13,9 @@ enum class DType : uint8_t { F32, F16, BF16, BF16T8, NF4, I8 };
 int64_t dtype_bytes(DType d);
 // Bytes of n elements over all planes, scales not counted.
 int64_t bytes_of(DType d, int64_t n);
-bool holds_trained(DType d);                     // F32, BF16, BF16T8
+bool holds_trained(DType d);  // F32, BF16, BF16T8
+// Converting is a copy (BF16 to BF16T8: with a tail of 0), so that even the payload of a NaN stays.
+bool keeps_bits(DType from, DType to);
 const char* dtype_name(DType d);                 // "F32", "F16", "BF16", "BF16T8", "NF4", "I8"
 DType dtype_from_name(const std::string& name);  // FormatError for a name not in the table
 

@@ -58,6 +58,11 @@ SMEZO_HD void encode_at(const WeightView& w, int64_t e, float x, uint32_t random
   }
 }
 
+// What encode_nearest_at would make of x, decoded; `d` holds trained values.
+SMEZO_HD float nearest_value(DType d, float x) {
+  return d == DType::BF16 ? round_bf16(x) : d == DType::BF16T8 ? u24_to_f32(f32_to_u24_nearest(x)) : x;
+}
+
 // Stores x rounded to nearest: conversion of a base value, where no training step is being rounded.
 SMEZO_HD void encode_nearest_at(const WeightView& w, int64_t e, float x) {
   switch (w.dtype) {

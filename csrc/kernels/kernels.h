@@ -53,6 +53,18 @@ struct UpdateJob {
   const float* c = nullptr;  // c[q] = fp32(lr * g_q / n_queries)
 };
 
+// A working copy beside the base that it is made from. Its support: the elements whose base value, rounded to
+// state.dtype (nearest), the mask lets in. all, small or large: a random mask has no support here.
+struct StateJob {
+  WeightView base;
+  WeightView state;  // F32, BF16 or BF16T8; written by unpack_state alone
+  Mask mask;
+  // Values of the support in element order, in the state's dtype, from that of the first of the call on. Not
+  // one is read or written past the last of the call.
+  void* packed = nullptr;
+  int8_t* packed_tail = nullptr;  // BF16T8
+};
+
 enum class Epilogue : uint8_t {
   store,  // C = A X
   add,    // C = C + A X   (the whole sum over k is made first)
@@ -94,6 +106,13 @@ struct Kernels {
   void (*apply_update)(const UpdateJob&, int64_t row0, int64_t n_rows);
   // Stored elements [e0, e0 + n) -> fp32 (the full 24-bit value of BF16T8).
   void (*decode)(const WeightView&, int64_t e0, int64_t n, float* out);
+  // A working copy's elements [e0, e0 + n). unpack_state makes them: of the base, rounded to nearest, and
+  // then, if there is `packed`, those of the support of that. pack_state copies those of the support to
+  // `packed`. count_state looks at base, mask and state.dtype alone. All return the elements of the support
+  // (unpack_state without `packed`: 0).
+  int64_t (*unpack_state)(const StateJob&, int64_t e0, int64_t n);
+  int64_t (*pack_state)(const StateJob&, int64_t e0, int64_t n);
+  int64_t (*count_state)(const StateJob&, int64_t e0, int64_t n);
   // Noise without mask of elements [e0, e0 + n), fp32.
   void (*noise)(const TensorDirection&, int64_t e0, int64_t n, float* out);
 

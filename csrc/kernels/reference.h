@@ -7,6 +7,9 @@ namespace smezo::reference {
 void produce(const OperandJob& j, int64_t row0, int64_t n_rows, void* plus, void* minus);
 void apply_update(const UpdateJob& j, int64_t row0, int64_t n_rows);
 void decode(const WeightView& w, int64_t e0, int64_t n, float* out);
+int64_t unpack_state(const StateJob& j, int64_t e0, int64_t n);
+int64_t pack_state(const StateJob& j, int64_t e0, int64_t n);
+int64_t count_state(const StateJob& j, int64_t e0, int64_t n);
 void noise(const TensorDirection& d, int64_t e0, int64_t n, float* out);
 
 DType operand_dtype(Compute);

@@ -1,4 +1,6 @@
 // Verbs on stored weights, element by element: element.h says what each does.
+#include <cstring>
+
 #include "base/error.h"
 #include "kernels/element.h"
 #include "kernels/reference.h"
@@ -27,6 +29,63 @@ void apply_update(const UpdateJob& j, int64_t row0, int64_t n_rows) {
 
 void decode(const WeightView& w, int64_t e0, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = decode_at(w, e0 + i);
+}
+
+namespace {
+
+struct Planes {
+  void* data;
+  int8_t* tail;
+};
+Planes planes_from(const WeightView& w, int64_t e) {
+  const int64_t at = e - w.first;
+  return {static_cast<uint8_t*>(w.data) + at * (w.dtype == DType::F32 ? 4 : 2),
+          w.dtype == DType::BF16T8 && w.tail ? w.tail + at : nullptr};
+}
+
+void copy_element(DType d, Planes from, Planes to) {
+  std::memcpy(to.data, from.data, d == DType::F32 ? 4 : 2);
+  if (d == DType::BF16T8) *to.tail = from.tail ? *from.tail : 0;
+}
+
+bool on_support(const StateJob& j, int64_t e) {
+  TensorDirection d;
+  d.mask = j.mask;
+  return mask_at(d, static_cast<uint64_t>(e), nearest_value(j.state.dtype, decode_at(j.base, e)));
+}
+
+Planes packed_at(const StateJob& j, int64_t i) {
+  return {static_cast<uint8_t*>(j.packed) + i * (j.state.dtype == DType::F32 ? 4 : 2),
+          j.state.dtype == DType::BF16T8 ? j.packed_tail + i : nullptr};
+}
+
+}  // namespace
+
+int64_t unpack_state(const StateJob& j, int64_t e0, int64_t n) {
+  int64_t taken = 0;
+  for (int64_t e = e0; e < e0 + n; ++e) {
+    if (j.packed && on_support(j, e))
+      copy_element(j.state.dtype, packed_at(j, taken++), planes_from(j.state, e));
+    else if (keeps_bits(j.base.dtype, j.state.dtype))
+      copy_element(j.state.dtype, planes_from(j.base, e), planes_from(j.state, e));
+    else
+      encode_nearest_at(j.state, e, decode_at(j.base, e));
+  }
+  return taken;
+}
+
+int64_t pack_state(const StateJob& j, int64_t e0, int64_t n) {
+  int64_t taken = 0;
+  for (int64_t e = e0; e < e0 + n; ++e) {
+    if (on_support(j, e)) copy_element(j.state.dtype, planes_from(j.state, e), packed_at(j, taken++));
+  }
+  return taken;
+}
+
+int64_t count_state(const StateJob& j, int64_t e0, int64_t n) {
+  int64_t count = 0;
+  for (int64_t e = e0; e < e0 + n; ++e) count += on_support(j, e);
+  return count;
 }
 
 void noise(const TensorDirection& d, int64_t e0, int64_t n, float* out) {

@@ -45,7 +45,7 @@ void for_values(const WeightView& w, int64_t e0, int64_t n, const Body& body) {
 }  // namespace
 
 void convert(const WeightView& from, int64_t e0, int64_t n, const WeightView& to) {
-  if (from.dtype == to.dtype || (from.dtype == DType::BF16 && to.dtype == DType::BF16T8)) {
+  if (keeps_bits(from.dtype, to.dtype)) {
     const int64_t size = dtype_bytes(from.dtype);
     std::memcpy(static_cast<uint8_t*>(to.data) + (e0 - to.first) * size,
                 static_cast<const uint8_t*>(from.data) + (e0 - from.first) * size,
@@ -57,11 +57,7 @@ void convert(const WeightView& from, int64_t e0, int64_t n, const WeightView& to
 }
 
 void read_as(const WeightView& from, int64_t e0, int64_t n, DType values, float* out) {
-  for_values(from, e0, n, [&](int64_t e, float x) {
-    out[e - e0] = values == DType::BF16     ? round_bf16(x)
-                  : values == DType::BF16T8 ? u24_to_f32(f32_to_u24_nearest(x))
-                                            : x;
-  });
+  for_values(from, e0, n, [&](int64_t e, float x) { out[e - e0] = nearest_value(values, x); });
 }
 
 }  // namespace smezo

@@ -39,7 +39,7 @@ struct HeldUnit {
 };
 
 // Fills rows [row0, row0 + n) of the working copy, and takes their packed values back out of it. Any thread,
-// rows of its own. `scratch`: floats for a row.
+// rows of its own.
 void materialize_rows(const TrainedTensor& t, const HeldUnit& held, int64_t row0, int64_t n,
                       const Kernels& kernels);
 void pack_rows(const TrainedTensor& t, const HeldUnit& held, int64_t row0, int64_t n, const Kernels& kernels);

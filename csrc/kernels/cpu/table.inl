@@ -17,6 +17,8 @@
 #include "kernels/cpu/quantized.inl"
 //
 #include "kernels/cpu/producer.inl"
+#include "kernels/cpu/expand.inl"
+#include "kernels/cpu/state.inl"
 #include "kernels/cpu/update.inl"
 //
 #include "kernels/cpu/activations.inl"
@@ -53,6 +55,9 @@ static constexpr Kernels table_named(const char* name) {
           .produce = produce,
           .apply_update = update_rows,
           .decode = decode_range,
+          .unpack_state = unpack_state,
+          .pack_state = pack_state,
+          .count_state = count_state,
           .noise = noise_range,
           .pack = pack,
           .gemm = gemm<Pairs>,
