@@ -223,6 +223,9 @@ void Streamed::use_generation(const StateReader& file) {
             "; another method's, or random masks, which need more memory to start from a delta?");
     t.in_generation = true;
     t.packed_there = there.packed;
+    // Dense once (a run that was in memory before), dense for good: its place in the ring cannot be read and
+    // packed into at a time.
+    if (!there.packed) t.packs = false;
     t.values = file.values_entry(static_cast<size_t>(i));
     t.tail = file.tail_entry(static_cast<size_t>(i));
   }

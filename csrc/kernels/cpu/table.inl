@@ -16,8 +16,8 @@
 #include "kernels/cpu/noise.inl"
 #include "kernels/cpu/quantized.inl"
 //
-#include "kernels/cpu/producer.inl"
 #include "kernels/cpu/expand.inl"
+#include "kernels/cpu/producer.inl"
 #include "kernels/cpu/state.inl"
 #include "kernels/cpu/update.inl"
 //
