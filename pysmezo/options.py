@@ -142,7 +142,7 @@ def method_fields() -> dict[str, list[str]]:
     return out
 
 
-def add_flags(parser: argparse.ArgumentParser, names=None) -> None:
+def add_flags(parser: argparse.ArgumentParser, names=None, with_fields: bool = False) -> None:
     """The flags, each absent from the result unless given; with all of them when names is None, a method's fields
     included.
     """
@@ -152,7 +152,7 @@ def add_flags(parser: argparse.ArgumentParser, names=None) -> None:
                 parser.add_argument(o.flag, dest=o.name, action="store_true", default=argparse.SUPPRESS, help=o.help)
             else:
                 parser.add_argument(o.flag, dest=o.name, default=argparse.SUPPRESS, metavar="X", help=o.help)
-    if names is None:
+    if names is None or with_fields:
         group = parser.add_argument_group("fields of the method")
         for name, owners in method_fields().items():
             where = "every method" if len(owners) == len(METHODS) else ", ".join(owners)

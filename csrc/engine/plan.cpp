@@ -132,7 +132,12 @@ void Planner::check_opening() const {
 
 int64_t Planner::forward_of(const Batch& batch, const StepShape& shape) const {
   const Compute compute = compute_for(options_.dtype, base_.dtype());
-  return forward_bytes(opening_.config, batch, {&kernels_, compute, shape.n_branches, n_threads_},
+  const uint32_t embedding = static_cast<uint32_t>(tensors_of(opening_.config).embedding);
+  const BaseTensor& t = base_.tensor(embedding);
+  const bool reads_rows = options_.memory_budget > 0 && !is_copied(opening_.requests[embedding], t.dtype,
+                                                                   !streams_trained(options_.memory_budget));
+  const int64_t row_bytes = reads_rows ? single_row_bytes(t) : 0;
+  return forward_bytes(opening_.config, batch, {&kernels_, compute, shape.n_branches, n_threads_, row_bytes},
                        shape.want_logits);
 }
 

@@ -66,15 +66,17 @@ const ModelConfig& Model::config() const { return impl_->config; }
 
 namespace {
 
-ForwardShape shape_of(const VisitContext& c) {
-  return {c.kernels, c.compute, static_cast<int64_t>(c.branches.size()), c.pool->size()};
+ForwardShape shape_of(const VisitContext& c, const Store& store, int64_t embedding) {
+  return {c.kernels, c.compute, static_cast<int64_t>(c.branches.size()), c.pool->size(),
+          store.row_bytes(static_cast<uint32_t>(embedding))};
 }
 
 }  // namespace
 
 // A longer batch of earlier has left its buffers.
 int64_t Model::forward_bytes(const Batch& batch, const VisitContext& context, bool want_logits) const {
-  const int64_t n_bytes = smezo::forward_bytes(impl_->config, batch, shape_of(context), want_logits);
+  const int64_t n_bytes = smezo::forward_bytes(
+      impl_->config, batch, shape_of(context, impl_->store, impl_->tensors.embedding), want_logits);
   return std::max(n_bytes, impl_->arena.size_bytes());
 }
 
@@ -83,7 +85,8 @@ ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bo
   PartTimes times;
   Weights weights(context, impl_->store);
   const bool whole_head = asks_whole_head(batch, want_logits);
-  Workspace work = plan_workspace(impl_->arena, impl_->config, batch, shape_of(context), whole_head);
+  Workspace work = plan_workspace(impl_->arena, impl_->config, batch,
+                                  shape_of(context, impl_->store, impl_->tensors.embedding), whole_head);
   Forward f{impl_->config, context, batch, weights, work, times};
   impl_->store.begin_pass(pass_of(impl_->tensors, whole_head, cut_of(impl_->store)));
   weights.load_vectors(impl_->tensors.vectors);

@@ -40,8 +40,8 @@ int64_t forward_bytes(const ModelConfig& c, const Batch& batch, const ForwardSha
   Arena arena;
   int64_t n_bytes = 0;
   plan_workspace(arena, c, batch, shape, asks_whole_head(batch, want_logits), &n_bytes);
-  const int64_t row = c.hidden_size * 4;
-  n_bytes += static_cast<int64_t>(batch.tokens.size()) * row;
+  // As if no token came twice: batches of a length take the same.
+  n_bytes += static_cast<int64_t>(batch.tokens.size()) * shape.row_bytes;
   const int64_t n_values = want_logits ? c.vocab_size : std::max<int64_t>(1, batch.n_options);
   return n_bytes + shape.n_branches * static_cast<int64_t>(batch.labels.size()) * n_values * 4;
 }

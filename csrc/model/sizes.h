@@ -14,6 +14,8 @@ struct ForwardShape {
   Compute compute = Compute::bf16;
   int64_t n_branches = 1;
   int n_threads = 1;
+  // What a row of the embedding is read into (Store::rows); 0: it is at hand.
+  int64_t row_bytes = 0;
 };
 
 constexpr int64_t kGatedPanels = 16;

@@ -41,6 +41,8 @@ int64_t streamed_unit_rows(const BaseTensor& t, const TensorRequest& r, int64_t 
   return std::min(r.rows, std::max<int64_t>(1, unit_bytes / std::max<int64_t>(1, row_bytes)) * step);
 }
 
+int64_t single_row_bytes(const BaseTensor& t) { return (bytes_of(t.dtype, t.cols) + 63) / 64 * 64; }
+
 ReadJob read_job_for(const Base& base, const Unit& u) {
   const BaseTensor& t = base.tensor(u.tensor_id);
   const auto part = [](const TensorEntry& e, BaseTensor::Range range, int64_t align) {

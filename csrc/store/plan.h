@@ -21,6 +21,8 @@ bool is_copied(const TensorRequest& request, DType base, bool keeps_trained);
 // The most rows of a unit of one that does not.
 int64_t streamed_unit_rows(const BaseTensor& tensor, const TensorRequest& request, int64_t unit_bytes,
                            DType values);
+// What a single row is read into: whole cache lines.
+int64_t single_row_bytes(const BaseTensor& tensor);
 // Of the base, without a generation.
 ReadJob read_job_for(const Base& base, const Unit& unit);
 // What becomes working copies through the ring when the store is opened: NF4 weights.

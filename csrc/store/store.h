@@ -130,6 +130,7 @@ class Store {
   virtual void set_resident_bytes(int64_t /*n_bytes*/) {}
   virtual int64_t resident_bytes() const { return 0; }  // of units that stay
   virtual int64_t ring_bytes() const { return 0; }
+  virtual int64_t row_bytes(uint32_t /*tensor_id*/) const { return 0; }  // that `rows` reads a row into
   virtual int64_t support_bytes() const { return 0; }  // which elements of streamed state train
 
  protected:

@@ -58,6 +58,9 @@ class Streamed final : public Store {
   }
   void set_resident_bytes(int64_t n_bytes) override;
   int64_t resident_bytes() const override { return kept_bytes_; }
+  int64_t row_bytes(uint32_t id) const override {
+    return memory_[id] ? 0 : single_row_bytes(base_.tensor(id));
+  }
   int64_t support_bytes() const override {
     size_t n = 0;
     for (const TrainedTensor& t : trained_) n += t.row_begin.size() * sizeof(uint32_t);
@@ -411,7 +414,7 @@ RowViews Streamed::rows(uint32_t id, const std::vector<int32_t>& rows) {
   check<FormatError>(
       t.dtype != DType::NF4, "store",
       "'" + requests_[id].name + "' is NF4, expected whole rows: only block matrices are quantized");
-  const int64_t row_bytes = bytes_of(t.dtype, t.cols), room = (row_bytes + 63) / 64 * 64;
+  const int64_t row_bytes = bytes_of(t.dtype, t.cols), room = single_row_bytes(t);
   std::vector<uint8_t> memory(rows.size() * static_cast<size_t>(room) + 64);
   uint8_t* const begin = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
   const UncachedFile& file = transfer_.file(t.data->shard);

@@ -10,28 +10,45 @@ from ..errors import ArgumentError
 from ..methods import MeZO
 from ..session import open_runtime, resumed
 
-OPTIONS = ("model", "delta", "run_dir", "task", "batch", "max_length", "truncate", "threads", "dtype", "memory_budget")
+OPTIONS = (
+    "model",
+    "delta",
+    "run_dir",
+    "task",
+    "batch",
+    "max_length",
+    "truncate",
+    "threads",
+    "dtype",
+    "memory_budget",
+    "method",
+)
 
 
 def add_flags(parser, verb: str) -> None:
     parser.add_argument("--data", metavar="F", required=True, help="labelled data, .jsonl or .csv")
-    options.add_flags(parser, OPTIONS)
+    options.add_flags(parser, OPTIONS, with_fields=True)
 
 
 def run(arguments, verb: str):
     given = dict(vars(arguments))
     given.pop("json")
     source = given.pop("data")
-    settings, _ = options.settings(given)
+    asks_method = "method" in given or any(name in given for name in options.method_fields())
+    if "index" in given or "fraction" in given:
+        given.setdefault("method", "sensitive")
+    settings, method = options.settings(given)
     run_dir = settings["run_dir"]
     if run_dir is not None:
         if settings["delta"] is not None:
             raise ArgumentError(
                 "[eval] --delta and --run-dir, expected one of them: a run folder is its own change to the base"
             )
+        if asks_method:
+            raise ArgumentError("[eval] a method and --run-dir, expected one of them: the run has its own")
         kept = {name: settings[name] for name in given if name != "run_dir"}
         settings, method, _ = resumed(run_dir, kept)
-    else:
+    elif not asks_method:
         # Evaluation asks no direction of the method; a delta brings its own.
         method = MeZO() if settings["delta"] is None else None
     options.require(settings, "model", "task")
