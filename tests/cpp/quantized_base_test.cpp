@@ -93,8 +93,7 @@ TEST(a_good_one_opens) {
 
 TEST(quant_map_altered) {
   const Disk disk;
-  refused("another quant_map than NF4's",
-          [](Tensors& t) { of(t, kNf4 + ".quant_map").bytes[4 * 5] ^= 1; });
+  refused("another quant_map than NF4's", [](Tensors& t) { of(t, kNf4 + ".quant_map").bytes[4 * 5] ^= 1; });
 }
 TEST(quant_map_of_another_length) {
   const Disk disk;
