@@ -13,11 +13,11 @@
 #include "kernels/cpu/vec.h"
 //
 #include "kernels/cpu/elements.inl"
+#include "kernels/cpu/expand.inl"
 #include "kernels/cpu/noise.inl"
 #include "kernels/cpu/quantized.inl"
 //
 #include "kernels/cpu/producer.inl"
-#include "kernels/cpu/expand.inl"
 #include "kernels/cpu/state.inl"
 #include "kernels/cpu/update.inl"
 //
