@@ -16,8 +16,6 @@
 namespace smezo {
 namespace {
 
-// A fault in a mapped file brings the pages around it too.
-constexpr int64_t kFaultBytes = int64_t{64} << 10;
 // Of a thread that counts magnitudes (direction/threshold.cpp).
 constexpr int64_t kHistogramBytes = int64_t{8} << 16;
 
@@ -134,8 +132,10 @@ int64_t Planner::forward_of(const Batch& batch, const StepShape& shape) const {
   const Compute compute = compute_for(options_.dtype, base_.dtype());
   const uint32_t embedding = static_cast<uint32_t>(tensors_of(opening_.config).embedding);
   const BaseTensor& t = base_.tensor(embedding);
-  const bool reads_rows = options_.memory_budget > 0 && !is_copied(opening_.requests[embedding], t.dtype,
-                                                                   !streams_trained(options_.memory_budget));
+  const TensorRequest& r = opening_.requests[embedding];
+  const bool reads_rows = options_.memory_budget > 0
+                              ? !is_copied(r, t.dtype, !streams_trained(options_.memory_budget))
+                              : !r.trained && is_aligned(t) && t.dtype != DType::NF4;
   const int64_t row_bytes = reads_rows ? single_row_bytes(t) : 0;
   return forward_bytes(opening_.config, batch, {&kernels_, compute, shape.n_branches, n_threads_, row_bytes},
                        shape.want_logits);
@@ -231,31 +231,17 @@ Planner::Streaming Planner::streaming(const Batch& batch, const StepShape& shape
   return out;
 }
 
-// Pages of a mapped base that stay: what is trained is let go of after its copy is made.
+// Pages of a mapped base that stay: what is trained is let go of after its copy is made, and rows of the
+// vocabulary are read, not mapped, unless all of it is asked for.
 int64_t Planner::mapped_bytes(const Batch& batch, const StepShape& shape) const {
   const ModelTensors tensors = tensors_of(opening_.config);
   const bool whole = whole_head(batch, shape);
   int64_t n = 0;
   for (uint32_t id = 0; id < opening_.requests.size(); ++id) {
     const BaseTensor& t = base_.tensor(id);
-    const int64_t all = t.data->n_bytes + (t.absmax ? t.absmax->n_bytes : 0);
-    if (opening_.requests[id].trained) continue;
-    const bool is_embedding = id == tensors.embedding, is_head = id == tensors.head;
-    if ((!is_embedding && !is_head) || (is_head && whole)) {
-      n += all;
-      continue;
-    }
-    const int64_t row = bytes_of(t.dtype, t.cols);
-    std::set<int64_t> windows;
-    const auto touch = [&](const std::vector<int32_t>& rows) {
-      for (const int32_t r : rows) {
-        const int64_t begin = t.data->offset + r * row;
-        for (int64_t w = begin / kFaultBytes; w <= (begin + row - 1) / kFaultBytes; ++w) windows.insert(w);
-      }
-    };
-    if (is_embedding) touch(batch.tokens);
-    if (is_head) touch(batch.candidates);
-    n += std::min(all + 2 * kFaultBytes, static_cast<int64_t>(windows.size()) * kFaultBytes);
+    const bool by_rows = id == tensors.embedding || id == tensors.head;
+    if (opening_.requests[id].trained || (by_rows && !(id == tensors.head && whole))) continue;
+    n += t.data->n_bytes + (t.absmax ? t.absmax->n_bytes : 0);
   }
   return n;
 }

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "store/convert.h"
+#include "store/plan.h"
 #include "store/store.h"
 
 namespace smezo {
@@ -33,12 +34,22 @@ class Resident final : public Store {
   void begin_pass(std::vector<Unit>) override {}
   WeightView acquire(const Unit& unit) override { return weights_[unit.tensor_id]; }
   void release(const Unit&) override {}
-  RowViews rows(uint32_t id, const std::vector<int32_t>&) override { return RowViews(weights_[id]); }
+  int64_t row_bytes(uint32_t id) const override {
+    return reads_rows(id) ? single_row_bytes(base_.tensor(id)) : 0;
+  }
+  RowViews rows(uint32_t id, const std::vector<int32_t>& rows) override {
+    if (!reads_rows(id)) return RowViews(weights_[id]);
+    return copy_rows(id, rows, [&](int64_t begin, int64_t n, void* to) {
+      base_.file().read(*base_.tensor(id).data, begin, n, to);
+    });
+  }
   void rest(uint32_t id) override {
     if (!memory_[id]) base_.file().dont_need(*base_.tensor(id).data, 0, base_.tensor(id).data->n_bytes);
   }
 
  private:
+  // Touching a mapped row brings the pages around it into this process: rows are read instead.
+  bool reads_rows(uint32_t id) const { return !memory_[id] && base_view_[id].dtype != DType::NF4; }
   void place();
   void load(ThreadPool& pool);
 

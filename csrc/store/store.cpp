@@ -59,6 +59,21 @@ void Store::for_state(uint32_t id, const Kernels& kernels, ThreadPool& pool, con
   });
 }
 
+RowViews Store::copy_rows(uint32_t id, const std::vector<int32_t>& rows,
+                          const std::function<void(int64_t, int64_t, void*)>& read) const {
+  const BaseTensor& t = base_.tensor(id);
+  const int64_t row_bytes = bytes_of(t.dtype, t.cols), room = single_row_bytes(t);
+  std::vector<uint8_t> memory(rows.size() * static_cast<size_t>(room) + 64);
+  uint8_t* const begin = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
+  std::vector<WeightView> views;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    uint8_t* const to = begin + static_cast<int64_t>(i) * room;
+    read(rows[i] * row_bytes, row_bytes, to);
+    views.push_back(t.view(id, rows[i], to, nullptr));
+  }
+  return RowViews(rows, std::move(views), std::move(memory));
+}
+
 WeightView Store::shape(uint32_t id) const {
   WeightView w;
   w.rows = requests_[id].rows, w.cols = requests_[id].cols;

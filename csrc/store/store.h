@@ -136,6 +136,9 @@ class Store {
  protected:
   Store(const std::string& folder, std::vector<TensorRequest> requests, DType values);
 
+  // Rows of the base, each read into memory of its own by `read(first byte in the tensor, bytes, to)`.
+  RowViews copy_rows(uint32_t id, const std::vector<int32_t>& rows,
+                     const std::function<void(int64_t begin, int64_t n_bytes, void* to)>& read) const;
   // Memory for a copy of a tensor; BudgetError.
   WeightView allocate(uint32_t id, DType dtype);
 

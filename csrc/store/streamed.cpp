@@ -414,20 +414,12 @@ RowViews Streamed::rows(uint32_t id, const std::vector<int32_t>& rows) {
   check<FormatError>(
       t.dtype != DType::NF4, "store",
       "'" + requests_[id].name + "' is NF4, expected whole rows: only block matrices are quantized");
-  const int64_t row_bytes = bytes_of(t.dtype, t.cols), room = single_row_bytes(t);
-  std::vector<uint8_t> memory(rows.size() * static_cast<size_t>(room) + 64);
-  uint8_t* const begin = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
+  const int64_t row_bytes = bytes_of(t.dtype, t.cols);
   const UncachedFile& file = transfer_.file(t.data->shard);
-  const auto offset = [&](int32_t row) { return t.data->offset + row * row_bytes; };
-  for (const int32_t r : rows) file.will_need(offset(r), row_bytes);
-  std::vector<WeightView> views;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    uint8_t* const to = begin + static_cast<int64_t>(i) * room;
-    file.read_small(offset(rows[i]), row_bytes, to);
-    views.push_back(t.view(id, rows[i], to, nullptr));
-  }
+  for (const int32_t r : rows) file.will_need(t.data->offset + r * row_bytes, row_bytes);
   small_bytes_read_ += static_cast<int64_t>(rows.size()) * row_bytes;
-  return RowViews(rows, std::move(views), std::move(memory));
+  return copy_rows(
+      id, rows, [&](int64_t begin, int64_t n, void* to) { file.read_small(t.data->offset + begin, n, to); });
 }
 
 }  // namespace
