@@ -41,17 +41,27 @@ double Engine::surviving_perturbation(float eps, uint32_t noise_step) {
     made += got * got;
     wanted += want * want;
   };
-  for (uint32_t id = 0; id < m.parameters.size(); ++id) {
-    const TensorMethod& method = m.selection.tensors[id];
-    if (!method.trained || m.parameters[id].rows == 1 || m.store->overlay(id)) continue;
+  // The operands as they are made, and m z as it was asked for.
+  struct Jobs {
+    OperandJob made, exact;
+  };
+  const auto jobs_of = [&](uint32_t id) {
     OperandJob job;
-    job.dir = direction_of(method, id, m.header.seed, noise_step, 0);
+    job.w = m.store->shape(id);
+    job.dir = direction_of(m.selection.tensors[id], id, m.header.seed, noise_step, 0);
     job.mode = m.header.operand;
     job.compute = m.header.compute;
     job.eps = eps;
     OperandJob exact = job;
     exact.mode = OperandMode::split;
     exact.compute = Compute::f32;
+    return Jobs{job, exact};
+  };
+  for (uint32_t id = 0; id < m.parameters.size(); ++id) {
+    const TensorMethod& method = m.selection.tensors[id];
+    if (!method.trained || m.parameters[id].rows == 1 || m.store->overlay(id)) continue;
+    Jobs jobs = jobs_of(id);
+    OperandJob &job = jobs.made, &exact = jobs.exact;
     const int64_t cols = m.parameters[id].cols, rows = std::min(kRows, m.parameters[id].rows);
     Strip plus = strip_for(m.kernels, job.compute, rows, cols), minus = plus;
     Strip weight = strip_for(m.kernels, Compute::f32, rows, cols), z = weight;
@@ -75,15 +85,8 @@ double Engine::surviving_perturbation(float eps, uint32_t noise_step) {
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     const IndexOverlay* const o = m.store->overlay(id);
     if (o == nullptr) continue;
-    OperandJob job;
-    job.w = m.store->shape(id);
-    job.dir = direction_of(m.selection.tensors[id], id, m.header.seed, noise_step, 0);
-    job.mode = m.header.operand;
-    job.compute = m.header.compute;
-    job.eps = eps;
-    OperandJob exact = job;
-    exact.mode = OperandMode::split;
-    exact.compute = Compute::f32;
+    const Jobs jobs = jobs_of(id);
+    const OperandJob &job = jobs.made, &exact = jobs.exact;
     std::vector<float> row(static_cast<size_t>(job.w.cols)), plus(row), minus(row), z(row);
     for (int64_t r = 0; r < job.w.rows; ++r) {
       const size_t at = static_cast<size_t>(r);

@@ -7,27 +7,17 @@
 #include <random>
 
 #include "base/error.h"
+#include "checkpoint.h"
 #include "crash_simulator.h"
 #include "io/safetensors.h"
 #include "test.h"
 
 using namespace smezo;
 using smezo_test::CrashSimulator;
+using smezo_test::stored;
+using smezo_test::Stored;
 
 namespace {
-
-struct Stored {
-  TensorSpec spec;
-  std::vector<uint8_t> bytes;
-};
-
-template <class T>
-Stored stored(const std::string& name, const std::string& dtype, std::vector<int64_t> shape,
-              const std::vector<T>& values) {
-  Stored out{{name, dtype, std::move(shape)}, std::vector<uint8_t>(values.size() * sizeof(T))};
-  std::memcpy(out.bytes.data(), values.data(), out.bytes.size());
-  return out;
-}
 
 void save(const std::vector<Stored>& tensors) {
   make_folders("m");
