@@ -109,16 +109,13 @@ def largest(most: int, fits) -> int | None:
 
 
 def plan(p, batch: int, length: int, queries: int, options=None, rates: dict | None = None) -> dict:
-    """The planner's answer for batches of a shape; where they do not fit also the largest batch and length that would."""
+    """The planner's answer for batches of a shape; where not even a micro-batch of one text fits also the largest length that would."""
     n_branches = 2 * queries
-
-    def fits(b: int, n: int) -> bool:
-        return p.fits(core_batch(shaped(b, n, p.vocab_size, options)), n_branches)
-
     out = dict(p.plan(core_batch(shaped(batch, length, p.vocab_size, options)), n_branches, **(rates or {})))
     if not out["fits"]:
-        out["largest_batch"] = largest(batch - 1, lambda b: fits(b, length))
-        found = largest(length - 2, lambda n: fits(batch, n + 1))
+        found = largest(
+            length - 2, lambda n: p.fits(core_batch(shaped(batch, n + 1, p.vocab_size, options)), n_branches)
+        )
         out["largest_length"] = None if found is None else found + 1
     return out
 
@@ -126,8 +123,6 @@ def plan(p, batch: int, length: int, queries: int, options=None, rates: dict | N
 def advice(found: dict, batch: int, length: int) -> str:
     """One sentence: why it does not fit and what would."""
     ways = [f"--memory-budget {found['smallest_budget_bytes']}"]
-    if found.get("largest_batch"):
-        ways.append(f"--batch {found['largest_batch']}")
     if found.get("largest_length"):
         ways.append(f"texts of at most {found['largest_length']} tokens")
     return (
@@ -139,21 +134,13 @@ def advice(found: dict, batch: int, length: int) -> str:
 def check_budget(p, sets: dict, batch: int, queries: int) -> None:
     """BudgetError unless the longest batches of training and evaluation fit. sets: Dataset by name."""
     for name, data in sets.items():
-        training = name == "train"
-        n, n_branches = (batch, 2 * queries) if training else (2 * batch, 1)
+        n, n_branches = (batch, 2 * queries) if name == "train" else (2 * batch, 1)
         longest = data.longest(n)
         packed = packing.pack_choices(longest.prompts, longest.options, longest.labels)
         core = core_batch(packed)
         if p.fits(core, n_branches):
             continue
-        found = dict(p.plan(core, n_branches))
-
-        def fits(k: int) -> bool:
-            b = data.longest(k if training else 2 * k)  # noqa: B023
-            return p.fits(core_batch(packing.pack_choices(b.prompts, b.options, b.labels)), n_branches)  # noqa: B023
-
-        found["largest_batch"] = largest(batch - 1, fits)
-        raise BudgetError(advice(found, len(longest), data.max_length))
+        raise BudgetError(advice(dict(p.plan(core, n_branches)), len(longest), data.max_length))
 
 
 def kept_rates(model) -> dict:

@@ -28,7 +28,7 @@ from pysmezo import (
 )
 
 # Rows of the vocabulary come in blocks of 512, so that the head is cut too; the inner size cuts gate and up into units.
-CONFIG = tiny_llama.config(layers=8, inner=720) | {"vocab_size": 1200}
+CONFIG = tiny_llama.config(layers=8, inner=720) | {"vocab_size": 1200, "max_position_embeddings": 4096}
 SMALLEST = 3 * (512 * CONFIG["hidden_size"] * 2 + 2 * 4096)  # the least ring: three blocks of the head
 
 
@@ -176,9 +176,36 @@ def test_budget_too_small_says_what_would_do(base, tmp_path):
         Runtime.from_pretrained(base, method=Sensitive(), memory_budget="1MiB")
     with Runtime.from_pretrained(base, method=Sensitive(), lr=1e-3, eps=1e-2, memory_budget="8MiB") as run:
         with pytest.raises(BudgetError, match=r"expected at least \d+ for a batch of \d+ tokens"):
-            run.train_step(batch(0, rows=120, columns=30))
+            run.train_step(batch(0, rows=2, columns=3000))
         assert run.step == 0
-        run.train_step(batch(0))  # a smaller one goes
+        run.train_step(batch(0, rows=120, columns=30))  # in micro-batches
+
+
+@pytest.mark.parametrize("name", ["sensitive", "sparse-mezo, two queries, decay"])
+@pytest.mark.parametrize("stream_trained", [False, True])
+def test_micro_batches_give_the_same_bits(base, tmp_path, name, stream_trained):
+    """What does not fit at once goes in several passes: language model, candidates, options behind one prompt."""
+    method = METHODS[name]
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(3, 1200, n).astype(np.int32) for n in (5, 61, 17, 30, 2, 44, 9)]
+    packed = [
+        packing.pack_sequences(batch(0, 40, 60)),
+        packing.pack_choices(prompts, [[1], [2], [7]], [0, 1, 2, 0, 1, 2, 0]),
+        packing.pack_choices(prompts, [[1, 5], [2]], [1, 0, 0, 1, 0, 1, 1]),
+    ]
+    cut = {"ring_bytes": SMALLEST, "stream_trained": stream_trained and name != "sensitive", "generation_every": 2}
+    p = planning.planner(base, method, memory_budget="1GiB", **cut)
+    least = [p.plan(planning.core_batch(b), 2 * method.queries)["smallest_budget_bytes"] for b in packed]
+    settings = {"lr": 2.0**-8, "eps": 2.0**-7, "seed": 5, "threads": 2, "method": method}
+    for folder, options in (("whole", {}), ("cut", cut | {"memory_budget": max(least)})):
+        with Runtime.from_pretrained(base, run_dir=tmp_path / folder, **settings, **options) as run:
+            for b in packed * 2:
+                run.train_step(b)
+            run.save_delta(tmp_path / folder / "x.delta.safetensors")
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+    p = planning.planner(base, method, memory_budget=max(least), **cut)
+    found = [p.plan(planning.core_batch(b), 2 * method.queries) for b in packed]
+    assert max(f["micro_batches"] for f in found) > 3 and all(f["fits"] for f in found)
 
 
 def test_a_base_cut_short_while_training_loses_nothing(base, tmp_path):

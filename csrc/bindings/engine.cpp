@@ -165,6 +165,7 @@ py::dict plan_dict(const Planner& planner, const Batch& batch, int64_t n_branche
   out["bytes_written_per_step"] = p.bytes_written;
   out["predicted_step_s"] = p.step_s >= 0 ? py::object(py::float_(p.step_s)) : py::none();
   out["smallest_budget_bytes"] = p.smallest_budget_bytes;
+  out["micro_batches"] = p.n_micro_batches;
   return out;
 }
 

@@ -2,10 +2,12 @@
 #include "engine/engine.h"
 
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 #include "engine/engine_impl.h"
 #include "engine/plan.h"
+#include "model/batch_check.h"
 #include "model/catch_up.h"
 #include "update/rule.h"
 
@@ -169,16 +171,19 @@ int64_t Engine::Impl::fixed_bytes() const {
 }
 
 // Whatever the batch leaves of the budget holds units that need not be read again.
-void Engine::Impl::make_room(const Batch& batch, const VisitContext& visit, bool want_logits) {
-  forward_bytes = model->forward_bytes(batch, visit, want_logits);
-  if (options.memory_budget == 0) return;
-  const int64_t left = options.memory_budget - fixed_bytes() - forward_bytes;
-  check<BudgetError>(left >= 0, "memory_budget",
+MicroBatches Engine::Impl::make_room(const Batch& batch, const VisitContext& visit, bool want_logits) {
+  const int64_t room =
+      options.memory_budget > 0 ? options.memory_budget - fixed_bytes() : std::numeric_limits<int64_t>::max();
+  MicroBatches out = micro_batches_for(
+      batch, room, [&](const Batch& b) { return model->forward_bytes(b, visit, want_logits); },
+      value_bytes(model->config(), batch, static_cast<int64_t>(visit.branches.size()), want_logits));
+  forward_bytes = out.forward_bytes;
+  check<BudgetError>(forward_bytes <= room, "memory_budget",
                      std::to_string(options.memory_budget) + " bytes, expected at least " +
-                         std::to_string(options.memory_budget - left) + " for a batch of " +
-                         std::to_string(batch.tokens.size()) +
-                         " tokens; allow more, or use fewer or shorter texts a batch");
-  store->set_resident_bytes(left);
+                         std::to_string(options.memory_budget - room + forward_bytes) + " for a batch of " +
+                         std::to_string(batch.tokens.size()) + " tokens; allow more, or use shorter texts");
+  if (options.memory_budget > 0) store->set_resident_bytes(room - forward_bytes);
+  return out;
 }
 
 ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branches, uint32_t noise_step,
@@ -195,13 +200,22 @@ ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branche
   visit.methods = &m.selection.tensors;
   visit.pending = [&m](uint32_t id) -> const std::vector<PendingRecord>& { return m.pending->of(id); };
   visit.caught_up = [&m](uint32_t id) { m.pending->caught_up(id); };
-  m.make_room(batch, visit, want_logits);
+  check_batch(batch, m.model->config(), want_logits);  // cutting it trusts it
+  const MicroBatches micro = m.make_room(batch, visit, want_logits);
   ForwardResult f;
-  const auto forward = [&] { f = m.model->forward(batch, visit, want_logits); };
-  if (m.generation_is_due()) {
-    m.write_generation_with(forward);
-  } else {
-    forward();
+  for (size_t i = 0; i < micro.n(); ++i) {
+    ForwardResult found;
+    const auto forward = [&] { found = m.model->forward(micro.at(i, batch), visit, want_logits); };
+    if (m.generation_is_due()) {
+      m.write_generation_with(forward);
+    } else {
+      forward();
+    }
+    if (micro.parts.empty()) {
+      f = std::move(found);
+    } else {
+      put_into(f, batch.labels.size(), micro.parts[i], found);
+    }
   }
   ProbeResult out;
   out.branches = branches;

@@ -9,6 +9,7 @@
 #include "engine/pending.h"
 #include "io/file.h"
 #include "io/journal.h"
+#include "model/micro_batch.h"
 #include "model/model.h"
 #include "store/store.h"
 
@@ -32,7 +33,8 @@ struct Engine::Impl {
   void write_generation_with(const std::function<void()>& forward);
 
   int64_t fixed_bytes() const;  // what does not depend on the batch
-  void make_room(const Batch& batch, const VisitContext& visit, bool want_logits);  // BudgetError
+  // How the batch goes through the model. BudgetError.
+  MicroBatches make_room(const Batch& batch, const VisitContext& visit, bool want_logits);
 
   // checkpoint.cpp
   std::string delta_hash(const std::string& path);  // identity of a starting delta, kept in the header

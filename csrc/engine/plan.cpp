@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <set>
 
@@ -9,6 +10,7 @@
 #include "direction/threshold.h"
 #include "engine/engine_impl.h"
 #include "kernels/overlay.h"
+#include "model/batch_check.h"
 #include "model/layout.h"
 #include "model/pass.h"
 #include "store/plan.h"
@@ -128,7 +130,8 @@ void Planner::check_opening() const {
                          "batch");
 }
 
-int64_t Planner::forward_of(const Batch& batch, const StepShape& shape) const {
+MicroBatches Planner::micro_batches(const Batch& batch, const StepShape& shape, int64_t room) const {
+  check_batch(batch, opening_.config, shape.want_logits);
   const Compute compute = compute_for(options_.dtype, base_.dtype());
   const uint32_t embedding = static_cast<uint32_t>(tensors_of(opening_.config).embedding);
   const BaseTensor& t = base_.tensor(embedding);
@@ -137,13 +140,16 @@ int64_t Planner::forward_of(const Batch& batch, const StepShape& shape) const {
                               ? !is_copied(r, t.dtype, !streams_trained(options_.memory_budget))
                               : !r.trained && is_aligned(t) && t.dtype != DType::NF4;
   const int64_t row_bytes = reads_rows ? single_row_bytes(t) : 0;
-  return forward_bytes(opening_.config, batch, {&kernels_, compute, shape.n_branches, n_threads_, row_bytes},
-                       shape.want_logits);
+  const ForwardShape forward{&kernels_, compute, shape.n_branches, n_threads_, row_bytes};
+  return micro_batches_for(
+      batch, room,
+      [&](const Batch& b) { return forward_bytes(opening_.config, b, forward, shape.want_logits); },
+      value_bytes(opening_.config, batch, shape.n_branches, shape.want_logits));
 }
 
 bool Planner::fits(const Batch& batch, const StepShape& shape) const {
   const int64_t budget = options_.memory_budget;
-  return budget == 0 || needed(budget, forward_of(batch, shape)) <= budget;
+  return budget == 0 || needed(budget, micro_batches(batch, shape, 0).forward_bytes) <= budget;
 }
 
 // The ring grows with the budget, but by an eighth of it: what is left over grows too.
@@ -157,9 +163,10 @@ int64_t Planner::smallest_budget(int64_t forward) const {
   return high;
 }
 
-// What begin_pass keeps of a pass with `room` bytes for units that stay, and what each later pass reads once
+// What begin_pass keeps of a pass with `room` bytes for units that stay, and what each later step reads once
 // there is a generation.
-Planner::Streaming Planner::streaming(const Batch& batch, const StepShape& shape, int64_t room) const {
+Planner::Streaming Planner::streaming(const Batch& batch, const MicroBatches& micro, const StepShape& shape,
+                                      int64_t room) const {
   const int64_t budget = options_.memory_budget;
   const int64_t ring = whole_pages(ring_bytes_for(stream(budget), base_, opening_.requests));
   const bool keeps_trained = !streams_trained(budget);
@@ -209,13 +216,17 @@ Planner::Streaming Planner::streaming(const Batch& batch, const StepShape& shape
     out.bytes_read += generation_bytes();
     through += generation_bytes();
   }
+  out.bytes_read *= static_cast<int64_t>(micro.n());
   const auto rows = [&](int64_t id, size_t n) {
     const BaseTensor& t = base_.tensor(static_cast<uint32_t>(id));
     if (!in_memory(static_cast<uint32_t>(id)))
       out.bytes_read += bytes_of(t.dtype, t.cols) * static_cast<int64_t>(n);
   };
-  rows(tensors.embedding, std::set<int32_t>(batch.tokens.begin(), batch.tokens.end()).size());
-  if (!whole_head(batch, shape)) rows(tensors.head, batch.candidates.size());
+  for (size_t i = 0; i < micro.n(); ++i) {
+    const std::vector<int32_t>& tokens = micro.at(i, batch).tokens;
+    rows(tensors.embedding, std::set<int32_t>(tokens.begin(), tokens.end()).size());
+    if (!whole_head(batch, shape)) rows(tensors.head, batch.candidates.size());
+  }
   // Index sets are filled, and NF4 weights made working copies, through the ring when it is opened.
   const auto room_of = [&](const std::vector<Unit>& units) {
     int64_t n = 0;
@@ -273,7 +284,8 @@ double Planner::steps_a_generation(const Rates& rates) const {
   return std::clamp(std::round(std::sqrt(2 * writing / update_seconds(rates))), 1.0, kMost);
 }
 
-double Planner::compute_seconds(const Batch& batch, const StepShape& shape, const Rates& rates) const {
+double Planner::compute_seconds(const Batch& batch, int64_t n_passes, const StepShape& shape,
+                                const Rates& rates) const {
   const ModelConfig& c = opening_.config;
   const ModelTensors tensors = tensors_of(c);
   const double n_tokens = static_cast<double>(batch.tokens.size());
@@ -299,10 +311,11 @@ double Planner::compute_seconds(const Batch& batch, const StepShape& shape, cons
     const double len = static_cast<double>(s.len);
     products += 2 * len * (before + len / 2) * static_cast<double>(c.n_heads * c.head_dim * c.n_layers);
   }
+  const double passes = static_cast<double>(n_passes);
   return 2 * products * static_cast<double>(shape.n_branches) / rates.gemm_flops_per_s +
-         operands / rates.operands_per_s +
+         passes * operands / rates.operands_per_s +
          update_seconds(rates) *
-             (streams_trained(options_.memory_budget) ? (steps_a_generation(rates) + 1) / 2 : 1);
+             (streams_trained(options_.memory_budget) ? passes * (steps_a_generation(rates) + 1) / 2 : 1);
 }
 
 Plan Planner::of(const Batch& batch, const StepShape& shape, const Rates& rates,
@@ -311,15 +324,18 @@ Plan Planner::of(const Batch& batch, const StepShape& shape, const Rates& rates,
   out.budget_bytes = options_.memory_budget;
   Fixed f = fixed(out.budget_bytes);
   out.streams_trained = f.streams_trained;
-  const int64_t forward = forward_of(batch, shape);
+  const int64_t room =
+      out.budget_bytes > 0 ? out.budget_bytes - f.sum() : std::numeric_limits<int64_t>::max();
+  const MicroBatches micro = micro_batches(batch, shape, std::max<int64_t>(room, 0));
+  const int64_t forward = micro.forward_bytes;
+  out.n_micro_batches = static_cast<int64_t>(micro.n());
   int64_t kept = 0, mapped = 0;
   if (out.budget_bytes > 0) {
-    const int64_t need = needed(out.budget_bytes, forward);
-    out.fits = need <= out.budget_bytes;
-    const Streaming s = streaming(batch, shape, out.budget_bytes - f.sum() - forward);
+    out.fits = needed(out.budget_bytes, forward) <= out.budget_bytes;
+    const Streaming s = streaming(batch, micro, shape, room - forward);
     kept = s.kept;
     out.bytes_read = s.bytes_read;
-    out.smallest_budget_bytes = smallest_budget(forward);
+    out.smallest_budget_bytes = smallest_budget(micro_batches(batch, shape, 0).forward_bytes);
     f.ring = s.ring;
   } else {
     mapped = mapped_bytes(batch, shape);
@@ -341,7 +357,7 @@ Plan Planner::of(const Batch& batch, const StepShape& shape, const Rates& rates,
   if (const double steps = steps_a_generation(rates); steps > 0)
     out.bytes_written += static_cast<int64_t>(static_cast<double>(generation_bytes()) / steps);
   if (rates.gemm_flops_per_s > 0 && rates.operands_per_s > 0 && rates.updates_per_s > 0) {
-    out.step_s = compute_seconds(batch, shape, rates);
+    out.step_s = compute_seconds(batch, out.n_micro_batches, shape, rates);
     if (out.bytes_read > 0 && read_bytes_per_s <= 0) {
       out.step_s = -1;
     } else if (out.bytes_read > 0) {

@@ -7,7 +7,7 @@
 
 #include "engine/opening.h"
 #include "engine/rates.h"
-#include "model/batch.h"
+#include "model/micro_batch.h"
 #include "model/sizes.h"
 #include "store/base.h"
 
@@ -32,7 +32,8 @@ struct Plan {
   std::vector<std::pair<std::string, int64_t>> bytes_by_purpose;  // at the peak
   int64_t bytes_read = 0, bytes_written = 0;                      // a step
   double step_s = -1;                                             // -1: rates are not known
-  int64_t smallest_budget_bytes = 0;                              // that this batch fits in
+  int64_t n_micro_batches = 1;
+  int64_t smallest_budget_bytes = 0;  // that this batch fits in
 };
 
 class Planner {
@@ -65,14 +66,17 @@ class Planner {
   Fixed fixed(int64_t budget) const;
   int64_t opening_bytes(const Fixed& f) const;
   int64_t needed(int64_t budget, int64_t forward) const;
-  int64_t forward_of(const Batch& batch, const StepShape& shape) const;
+  // How the batch goes through the model with `room` bytes for it; 0: as it takes least.
+  MicroBatches micro_batches(const Batch& batch, const StepShape& shape, int64_t room) const;
   int64_t smallest_budget(int64_t forward) const;
-  Streaming streaming(const Batch& batch, const StepShape& shape, int64_t room) const;
+  Streaming streaming(const Batch& batch, const MicroBatches& micro, const StepShape& shape,
+                      int64_t room) const;
   int64_t mapped_bytes(const Batch& batch, const StepShape& shape) const;
   int64_t generation_bytes() const;
   double update_seconds(const Rates& rates) const;  // of one record
   double steps_a_generation(const Rates& rates) const;
-  double compute_seconds(const Batch& batch, const StepShape& shape, const Rates& rates) const;
+  double compute_seconds(const Batch& batch, int64_t n_passes, const StepShape& shape,
+                         const Rates& rates) const;
   bool has_index_set(uint32_t id) const { return options_.method.has_index_set() && opening_.trained[id]; }
 
   EngineOptions options_;

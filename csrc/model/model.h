@@ -72,9 +72,7 @@ class Model {
 
   const ModelConfig& config() const;
 
-  // want_logits: values are full logits, whatever the task. micro_batch_tokens: at most about this many
-  // packed tokens at a time inside a visit (0: all); a segment with its children is never split. I12: results
-  // do not depend on it.
+  // want_logits: values are full logits, whatever the task.
   ForwardResult forward(const Batch&, const VisitContext&, bool want_logits = false);
   // Bytes that such a forward takes beside the store: activations and scratch, rows of the embedding, values.
   int64_t forward_bytes(const Batch&, const VisitContext&, bool want_logits = false) const;

@@ -42,8 +42,12 @@ int64_t forward_bytes(const ModelConfig& c, const Batch& batch, const ForwardSha
   plan_workspace(arena, c, batch, shape, asks_whole_head(batch, want_logits), &n_bytes);
   // As if no token came twice: batches of a length take the same.
   n_bytes += static_cast<int64_t>(batch.tokens.size()) * shape.row_bytes;
+  return n_bytes + value_bytes(c, batch, shape.n_branches, want_logits);
+}
+
+int64_t value_bytes(const ModelConfig& c, const Batch& batch, int64_t n_branches, bool want_logits) {
   const int64_t n_values = want_logits ? c.vocab_size : std::max<int64_t>(1, batch.n_options);
-  return n_bytes + shape.n_branches * static_cast<int64_t>(batch.labels.size()) * n_values * 4;
+  return n_branches * static_cast<int64_t>(batch.labels.size()) * n_values * 4;
 }
 
 }  // namespace smezo

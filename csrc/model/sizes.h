@@ -40,5 +40,7 @@ class StripSizes {
 // Bytes that a forward takes beside the store: activations and scratch, rows of the embedding, values.
 int64_t forward_bytes(const ModelConfig& config, const Batch& batch, const ForwardShape& shape,
                       bool want_logits);
+// Of the values alone (ForwardResult).
+int64_t value_bytes(const ModelConfig& config, const Batch& batch, int64_t n_branches, bool want_logits);
 
 }  // namespace smezo

@@ -72,8 +72,9 @@ def lines(r: dict, batch: int, length: int) -> list[str]:
         if r["predicted_step_s"] is None
         else f"{r['predicted_step_s']:.3g} s"
     )
+    micro = f", in {r['micro_batches']} micro-batches, each a pass of its own" if r["micro_batches"] > 1 else ""
     out = [
-        f"batch             {batch} texts of {length} tokens",
+        f"batch             {batch} texts of {length} tokens{micro}",
         f"budget            {budget}{fits}",
         f"peak              {mib(r['predicted_peak_bytes'])} above open, process {mib(r['predicted_process_bytes'])}",
         *(f"  {name:<16}{n / 2**20:9.1f} MiB" for name, n in r["bytes_by_purpose"].items() if n),

@@ -2,6 +2,7 @@
 // transformers in tests/test_model.py.
 #include "model/model.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <random>
@@ -10,6 +11,7 @@
 #include "crash_simulator.h"
 #include "io/json.h"
 #include "io/safetensors.h"
+#include "model/micro_batch.h"
 #include "test.h"
 
 using namespace smezo;
@@ -292,3 +294,42 @@ TEST(I3_pending_records_reach_each_tensor_once) {
 }
 
 TEST_MAIN()
+
+TEST(I12_micro_batches_give_the_bits_of_the_batch) {
+  CrashSimulator disk(1);
+  Tiny tiny;
+  Batch b = language_model({text(5, 1), text(21, 2), text(2, 3), text(17, 4), text(1, 5)});
+  b.segments[2].parent = 1;  // an option behind a prompt that has labels of its own
+  b.segments[4].parent = 3;
+  std::shuffle(b.labels.begin(), b.labels.end(), std::mt19937(1));
+  // A text that nothing is asked of.
+  b.segments.push_back({static_cast<int64_t>(b.tokens.size()), 3, -1});
+  for (const int32_t t : text(3, 6)) b.tokens.push_back(t);
+  for (const bool want_logits : {false, true}) {
+    const auto whole = tiny.run(b, kPair, want_logits);
+    for (const int64_t n : {1, 2, 3, 4, 9}) {
+      const std::vector<MicroBatch> parts = cut(b, n);
+      CHECK(parts.size() == static_cast<size_t>(std::min<int64_t>(n, 3)));
+      ForwardResult merged;
+      size_t n_tokens = 0;
+      for (const MicroBatch& p : parts) {
+        n_tokens += p.batch.tokens.size();
+        put_into(merged, b.labels.size(), p, {tiny.run(p.batch, kPair, want_logits), {}});
+      }
+      CHECK(n_tokens == b.tokens.size() - 3);
+      CHECK(merged.values == whole);
+    }
+  }
+}
+
+TEST(micro_batches_are_the_fewest_that_fit) {
+  const Batch b = language_model({text(10, 1), text(10, 2), text(40, 3), text(10, 4)});
+  const auto n_bytes = [](const Batch& part) { return 100 * static_cast<int64_t>(part.tokens.size()); };
+  CHECK(micro_batches_for(b, 7000, n_bytes, 50).parts.empty());
+  CHECK(micro_batches_for(b, 6999, n_bytes, 50).n() == 2);  // 20 and 50 tokens
+  CHECK(micro_batches_for(b, 5050, n_bytes, 50).forward_bytes == 5050);
+  CHECK(micro_batches_for(b, 5049, n_bytes, 50).n() == 3);
+  CHECK(micro_batches_for(b, 4050, n_bytes, 50).forward_bytes == 4050);
+  CHECK(micro_batches_for(b, 0, n_bytes, 50).forward_bytes == 4050);
+  CHECK(micro_batches_for(b, 0, n_bytes, 9000).parts.empty());  // all alone would take more
+}
