@@ -27,6 +27,7 @@ Engine::Impl::Impl(const EngineOptions& o)
     StreamOptions stream;
     stream.budget_bytes = o.memory_budget;
     stream.ring_bytes = o.ring_bytes;
+    stream.device_bytes = o.device_bytes;
     stream.n_readers = o.n_readers;
     stream.stream_trained = o.stream_trained;
     store = Store::open_streamed(o.model_dir, requests, values, stream, pool);

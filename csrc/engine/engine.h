@@ -56,6 +56,7 @@ struct EngineOptions {
   bool stream_trained = false;  // what trains is streamed even if it would fit
   int n_readers = 2;            // threads that read weights ahead; 0: none
   int64_t ring_bytes = 0;       // 0: chosen
+  int64_t device_bytes = 0;  // of a stand-in for a device, where matrices that do not train are used; 0: none
 };
 
 // What a probe found out. Branch order is the caller's.

@@ -14,6 +14,7 @@
 #include "model/layout.h"
 #include "model/pass.h"
 #include "store/plan.h"
+#include "store/uploads.h"
 
 namespace smezo {
 namespace {
@@ -59,6 +60,7 @@ StreamOptions Planner::stream(int64_t budget) const {
   StreamOptions out;
   out.budget_bytes = budget;
   out.ring_bytes = options_.ring_bytes;
+  out.device_bytes = options_.device_bytes;
   out.stream_trained = options_.stream_trained;
   return out;
 }
@@ -187,16 +189,19 @@ Planner::Streaming Planner::streaming(const Batch& batch, const MicroBatches& mi
   const ModelTensors tensors = tensors_of(opening_.config);
   Streaming out;
   int64_t through = 0, states = 0;  // the ring of what is read, the ring of states
+  int64_t kept = 0;
+  if (options_.device_bytes > 0) room = options_.device_bytes - ring;
   for (const Unit& u : pass_of(tensors, whole_head(batch, shape), cut)) {
     if (in_memory(u.tensor_id)) continue;
     const ReadJob job = read_job_for(base_, u);
-    const int64_t n_bytes = Transfer::room_for(job);
     const TensorRequest& r = request(u.tensor_id);
-    if (!r.trained && out.kept + n_bytes <= room) {
-      out.kept += n_bytes;
+    const int64_t n_bytes = options_.device_bytes > 0 ? Uploads::room_for(job) : Transfer::room_for(job);
+    const bool stays = !r.trained && kept + n_bytes <= room;
+    if (!stays || options_.device_bytes > 0) through += Transfer::room_for(job);
+    if (stays) {
+      kept += n_bytes;
       continue;
     }
-    through += n_bytes;
     if (r.trained && !packs(u.tensor_id)) continue;  // a dense generation has everything
     for (const ReadPart& p : job.parts) out.bytes_read += p.n_bytes;
   }
@@ -239,6 +244,7 @@ Planner::Streaming Planner::streaming(const Batch& batch, const MicroBatches& mi
     if (has_index_set(id)) through = std::max(through, room_of(units_of({id}, cut)));
   }
   out.ring = std::min(ring, through) + std::min(ring, states);
+  out.kept = options_.device_bytes > 0 ? 0 : kept;  // in host memory
   return out;
 }
 

@@ -17,10 +17,13 @@ class Ring {
 
   explicit Ring(int64_t n_bytes) : size_((n_bytes + kAlign - 1) / kAlign * kAlign) {
     if (size_ == 0) return;
-    memory_ = allocate_pages(size_);
+    own_ = allocate_pages(size_);
+    memory_ = static_cast<uint8_t*>(own_.get());
     check<BudgetError>(memory_ != nullptr, "store",
                        "no memory for a ring of " + std::to_string(size_) + " bytes");
   }
+  // In memory of the caller's, whole pages.
+  Ring(uint8_t* memory, int64_t n_bytes) : size_(n_bytes), memory_(memory) {}
 
   // nullptr when there is no room before the oldest blocks are given back. n_bytes: a multiple of kAlign; a
   // block of none takes kAlign, or it would not tell where the next one begins.
@@ -36,7 +39,7 @@ class Ring {
       if (n_bytes > oldest) return nullptr;
     }
     blocks_.push_back({at, at + n_bytes});
-    return static_cast<uint8_t*>(memory_.get()) + at;
+    return memory_ + at;
   }
   void give_back_oldest() {
     check<ArgumentError>(!blocks_.empty(), "store",
@@ -51,7 +54,8 @@ class Ring {
     int64_t begin, end;
   };
   int64_t size_;
-  Pages memory_;
+  Pages own_;
+  uint8_t* memory_ = nullptr;
   std::deque<Block> blocks_;
 };
 

@@ -49,6 +49,9 @@ struct StreamOptions {
   int64_t ring_bytes = 0;       // 0: a share of the budget (plan.h)
   bool stream_trained = false;  // even if working copies would fit
   int n_readers = 2;            // 0: nothing is read ahead
+  // Matrices that do not train are used on a device of so many bytes (a stand-in, store/device.h): in a ring
+  // there, as large as the host's, or for good. 0: in host memory.
+  int64_t device_bytes = 0;
 };
 
 class Store {
@@ -128,7 +131,8 @@ class Store {
   virtual Traffic traffic() const { return {}; }
   // Bytes of units that may stay in memory from now on; what is above is let go of. Between passes.
   virtual void set_resident_bytes(int64_t /*n_bytes*/) {}
-  virtual int64_t resident_bytes() const { return 0; }  // of units that stay
+  virtual int64_t resident_bytes() const { return 0; }  // of units that stay, in host memory
+  virtual int64_t device_bytes() const { return 0; }    // in use on the device
   virtual int64_t ring_bytes() const { return 0; }
   virtual int64_t row_bytes(uint32_t /*tensor_id*/) const { return 0; }  // that `rows` reads a row into
   virtual int64_t support_bytes() const { return 0; }  // which elements of streamed state train

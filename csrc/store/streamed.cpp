@@ -3,16 +3,16 @@
 // last.
 #include <algorithm>
 #include <deque>
-#include <map>
 #include <numeric>
 
 #include "base/error.h"
 #include "base/pages.h"
 #include "store/content_hash.h"
 #include "store/convert.h"
+#include "store/kept_units.h"
 #include "store/plan.h"
 #include "store/trained_units.h"
-#include "store/transfer.h"
+#include "store/uploads.h"
 
 namespace smezo {
 namespace {
@@ -28,12 +28,17 @@ class Streamed final : public Store {
   Streamed(const std::string& folder, std::vector<TensorRequest> requests, DType values,
            const StreamOptions& options, ThreadPool& pool)
       : Store(folder, std::move(requests), values),
+        device_(options.device_bytes > 0 ? make_fake_device(options.device_bytes) : nullptr),
+        kept_(device_.get()),
         transfer_(paths_of(base_.file()), ring_bytes_for(options, base_, requests_), options.n_readers),
         unit_bytes_(unit_bytes_for(transfer_.ring_bytes())),
         state_ring_(place_trained(options) ? transfer_.ring_bytes() : 0),
         weights_(requests_.size()) {
     check_ring();
     load(pool);
+    if (device_ == nullptr) return;
+    uploads_ = std::make_unique<Uploads>(transfer_, *device_, transfer_.ring_bytes());
+    kept_.set_limit(device_->size_bytes() - device_->used_bytes());
   }
 
   WeightView weight(uint32_t id) override;
@@ -54,10 +59,12 @@ class Streamed final : public Store {
   RowViews rows(uint32_t id, const std::vector<int32_t>& rows) override;
   void rest(uint32_t) override {}
   Traffic traffic() const override {
-    return {transfer_.bytes_read() + small_bytes_read_, transfer_.stall_s()};
+    return {transfer_.bytes_read() + small_bytes_read_,
+            transfer_.stall_s() + (uploads_ ? uploads_->stall_s() : 0)};
   }
   void set_resident_bytes(int64_t n_bytes) override;
-  int64_t resident_bytes() const override { return kept_bytes_; }
+  int64_t resident_bytes() const override { return device_ ? 0 : kept_.bytes(); }
+  int64_t device_bytes() const override { return device_ ? device_->used_bytes() : 0; }
   int64_t row_bytes(uint32_t id) const override {
     return memory_[id] ? 0 : single_row_bytes(base_.tensor(id));
   }
@@ -78,15 +85,6 @@ class Streamed final : public Store {
   void finish_rows(const Unit& unit, int64_t row0, int64_t n, const Kernels& kernels) override;
 
  private:
-  // A unit that stays, by tensor and first row.
-  struct Kept {
-    Pages memory;
-    int64_t n_rows = 0, n_bytes = 0;
-    Transfer::Pointers at{};
-    bool read = false;
-  };
-  using Key = std::pair<uint32_t, int64_t>;
-
   bool place_trained(const StreamOptions& options);
   void check_ring() const;
   int64_t value_bytes() const { return values_ == DType::F32 ? 4 : 2; }
@@ -96,18 +94,18 @@ class Streamed final : public Store {
   WeightView acquire_state(const Unit& u);
   void load(ThreadPool& pool);
   ReadJob job_for(const Unit& unit) const;
+  void begin_jobs(std::vector<UploadJob> jobs);
   WeightView view(const Unit& unit, const Transfer::Pointers& at) const {
     return base_.tensor(unit.tensor_id).view(unit.tensor_id, unit.row0, at[0], at[1]);
   }
 
-  // nullptr: it goes through the ring, also where another cut of the tensor stays.
-  Kept* kept(const Unit& u) {
-    const auto found = kept_.find({u.tensor_id, u.row0});
-    return found != kept_.end() && found->second.n_rows == u.n_rows ? &found->second : nullptr;
-  }
+  Transfer::Pointers next_job() { return uploads_ ? uploads_->next() : transfer_.next(); }
+  void release_job() { uploads_ ? uploads_->release_oldest() : transfer_.release_oldest(); }
 
-  std::map<Key, Kept> kept_;  // outlives the readers that write there
+  std::unique_ptr<Device> device_;  // nullptr: units are used in host memory
+  KeptUnits kept_;                  // outlives the readers that write there
   Transfer transfer_;
+  std::unique_ptr<Uploads> uploads_;  // once it is open
   int64_t unit_bytes_;
   std::vector<TrainedTensor> trained_;  // [n_tensors]
   Ring state_ring_;
@@ -116,7 +114,7 @@ class Streamed final : public Store {
   std::vector<WeightView> weights_;  // of those in memory_
   std::vector<Unit> pass_;
   size_t next_ = 0;
-  int64_t resident_limit_ = 0, kept_bytes_ = 0, small_bytes_read_ = 0;
+  int64_t small_bytes_read_ = 0;
 };
 
 void Streamed::check_ring() const {
@@ -242,7 +240,7 @@ const HeldUnit* Streamed::held(const Unit& u) const {
 }
 
 WeightView Streamed::acquire_state(const Unit& u) {
-  const Transfer::Pointers at = transfer_.next();
+  const Transfer::Pointers at = next_job();
   HeldUnit h{u, view(u, at), at[2], at[3], {}};
   uint8_t* const memory = state_ring_.take(state_room(u));
   check<BudgetError>(memory != nullptr, "store", "more units held than the ring of states has room for");
@@ -325,36 +323,34 @@ void Streamed::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
 }
 
 void Streamed::begin_pass(std::vector<Unit> units) {
-  transfer_.begin({});  // nobody writes any more to what is let go of here
-  std::erase_if(kept_, [&](const auto& k) {
-    if (k.second.read) return false;
-    kept_bytes_ -= k.second.n_bytes;
-    return true;
-  });
+  begin_jobs({});  // nobody writes any more to what is let go of here
+  kept_.let_go_of_unread();
   pass_ = std::move(units);
   next_ = 0;
   held_.clear();
   state_ring_.clear();
-  std::vector<ReadJob> jobs;
+  std::vector<UploadJob> jobs;
   for (const Unit& u : pass_) {
-    const Key key{u.tensor_id, u.row0};
-    if (memory_[u.tensor_id] || kept(u)) continue;
-    ReadJob job = job_for(u);
-    const int64_t n_bytes = Transfer::room_for(job);
-    if (!trained_[u.tensor_id].streamed && kept_bytes_ + n_bytes <= resident_limit_ && !kept_.count(key)) {
-      Kept k;
-      k.n_rows = u.n_rows;
-      k.memory = allocate_pages(n_bytes);
-      k.n_bytes = n_bytes;
-      job.to = static_cast<uint8_t*>(k.memory.get());
-      if (job.to != nullptr) {
-        kept_bytes_ += n_bytes;
-        kept_.emplace(key, std::move(k));
-      }
+    if (memory_[u.tensor_id] || kept_.find(u)) continue;
+    UploadJob job{job_for(u), device_ && !trained_[u.tensor_id].streamed, nullptr};
+    if (!trained_[u.tensor_id].streamed) {
+      const KeptUnit* const k =
+          kept_.add(u, device_ ? Uploads::room_for(job.read) : Transfer::room_for(job.read));
+      if (k != nullptr) job.to = k->memory();
     }
     jobs.push_back(job);
   }
-  transfer_.begin(std::move(jobs));
+  begin_jobs(std::move(jobs));
+}
+
+void Streamed::begin_jobs(std::vector<UploadJob> jobs) {
+  if (uploads_) return uploads_->begin(std::move(jobs));
+  std::vector<ReadJob> reads;
+  for (const UploadJob& j : jobs) {
+    reads.push_back(j.read);
+    reads.back().to = j.to;
+  }
+  transfer_.begin(std::move(reads));
 }
 
 WeightView Streamed::acquire(const Unit& u) {
@@ -365,10 +361,10 @@ WeightView Streamed::acquire(const Unit& u) {
   ++next_;
   if (memory_[u.tensor_id]) return weights_[u.tensor_id];
   if (trained_[u.tensor_id].streamed) return acquire_state(u);
-  Kept* const k = kept(u);
-  if (k == nullptr) return view(u, transfer_.next());
+  KeptUnit* const k = kept_.find(u);
+  if (k == nullptr) return view(u, next_job());
   if (!k->read) {
-    k->at = transfer_.next();
+    k->at = next_job();
     k->read = true;
   }
   return view(u, k->at);
@@ -376,7 +372,7 @@ WeightView Streamed::acquire(const Unit& u) {
 
 void Streamed::release(const Unit& u) {
   const TrainedTensor& t = trained_[u.tensor_id];
-  if (memory_[u.tensor_id] || kept(u)) return;
+  if (memory_[u.tensor_id] || kept_.find(u)) return;
   if (t.streamed) {
     const HeldUnit& h = held_.front();
     if (write_ && t.packs) {
@@ -388,19 +384,16 @@ void Streamed::release(const Unit& u) {
     held_.pop_front();
     state_ring_.give_back_oldest();
   }
-  transfer_.release_oldest();
+  release_job();
 }
 
 void Streamed::set_resident_bytes(int64_t n_bytes) {
-  resident_limit_ = n_bytes;
-  if (kept_bytes_ <= n_bytes) return;
-  transfer_.begin({});
+  if (device_) return;  // they stay there
+  kept_.set_limit(n_bytes);
+  if (kept_.bytes() <= n_bytes) return;
+  begin_jobs({});
   pass_.clear();
-  while (kept_bytes_ > n_bytes) {
-    const auto last = std::prev(kept_.end());
-    kept_bytes_ -= last->second.n_bytes;
-    kept_.erase(last);
-  }
+  kept_.shrink_to_limit();
 }
 
 RowViews Streamed::rows(uint32_t id, const std::vector<int32_t>& rows) {

@@ -145,6 +145,11 @@ Transfer::Pointers Transfer::next() {
   return s_->at[i];
 }
 
+bool Transfer::next_is_there() const {
+  const std::lock_guard<std::mutex> lock(s_->mutex);
+  return !s_->error && s_->given < s_->jobs.size() && s_->ready[s_->given];
+}
+
 void Transfer::release_oldest() {
   {
     const std::lock_guard<std::mutex> lock(s_->mutex);

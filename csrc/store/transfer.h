@@ -38,7 +38,8 @@ class Transfer {
   // later call gives again until begin(); BudgetError where what is held leaves no room for it; ArgumentError
   // after the last.
   Pointers next();
-  void release_oldest();  // of the ring's jobs that next() gave out
+  bool next_is_there() const;  // next() would neither wait nor fail
+  void release_oldest();       // of the ring's jobs that next() gave out
   const UncachedFile& file(int i) const;
   // Another file as number i (the next one, or one there is). An earlier list is given up.
   void set_file(int i, const std::string& path);

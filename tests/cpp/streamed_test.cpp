@@ -191,8 +191,9 @@ TEST(streamed_equals_resident) {
     const int64_t ring =
         least_ring(base.path(), all) * (seed % 2 ? 1 : 1 + static_cast<int64_t>(random() % 5));
     const int readers[] = {0, 1, 2, 4};
-    const auto streamed =
-        Store::open_streamed(base.path(), all, values, options_of(ring, readers[seed % 4]), pool);
+    StreamOptions options = options_of(ring, readers[seed % 4]);
+    if (seed % 3 == 1) options.device_bytes = whole_pages(ring) + static_cast<int64_t>(random() % 300000);
+    const auto streamed = Store::open_streamed(base.path(), all, values, options, pool);
     CHECK(streamed->fingerprint() == resident->fingerprint());
     CHECK(streamed->working_copy_bytes() >= resident->working_copy_bytes() - (int64_t{1} << 20));
     for (uint32_t id = 0; id < kRows.size(); ++id) {
@@ -209,6 +210,7 @@ TEST(streamed_equals_resident) {
       go_through(*streamed, *resident, pass, random() % 4 ? pass.size() : random() % (pass.size() + 1),
                  random);
       CHECK(streamed->resident_bytes() <= limit);
+      CHECK(streamed->device_bytes() <= options.device_bytes);
       if (random() % 4 == 0) compare_rows(*streamed, *resident, random);
       if (random() % 4 == 0) compare_base_values(*streamed, *resident, random);
     }
