@@ -97,6 +97,9 @@ class Sensitive(_Method):
     arXiv 2406.02913).
 
     index: a file of sorted element numbers by tensor name (safetensors, I32 or I64), as `pysmezo sensitivity` writes: source "calibrated".
+    Over a folder that `pysmezo quantize --keep INDEX_FILE` made, each element that was kept starts from its original value, whatever set it is
+    now in; every other one, as without --keep, from what its quantized weight decodes to (`Runtime.notes` counts them where some were not
+    kept). Elements that are kept but do not train stay as quantized.
     fraction, source="random": that share of each block matrix instead, one element in every run of 1/fraction, drawn from the run's seed; a
     control, and what memory and speed are measured with.
     """

@@ -6,6 +6,7 @@
 
 #include "bindings/init.h"
 #include "io/state_file.h"
+#include "store/kept.h"
 
 namespace py = pybind11;
 
@@ -62,6 +63,18 @@ py::dict read_state_dict(const std::string& path, const std::string& kind, bool 
   return out;
 }
 
+py::dict read_kept_dict(const std::string& path) {
+  const Kept file(path);
+  file.prove();
+  py::dict out;
+  out["n_tensors"] = file.names().size();
+  out["n_elements"] = file.n_elements();
+  out["index_hash"] = file.index_hash();
+  out["source_fingerprint"] = file.source_fingerprint();
+  out["base_fingerprint"] = file.base_fingerprint();
+  return out;
+}
+
 }  // namespace
 
 void init_journal(py::module_& m) {
@@ -69,6 +82,8 @@ void init_journal(py::module_& m) {
         "A journal's header, state and records. FormatError when it is damaged.");
   m.def("read_state", &read_state_dict, py::arg("path"), py::arg("kind"), py::arg("verify") = true,
         "Header and tensor list of a delta or generation file (kind: 'delta' | 'generation').");
+  m.def("read_kept", &read_kept_dict, py::arg("path"),
+        "What kept.safetensors of a quantized folder says. FormatError when it is damaged.");
 }
 
 }  // namespace smezo

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "bindings/init.h"
+#include "engine/opening.h"
 #include "format/codec.h"
 #include "format/dynamic8.h"
 #include "store/encode.h"
@@ -43,19 +44,26 @@ QuantizeProgress with_gil(const PyProgress& progress) {
 
 py::dict quantize_dict(const std::string& from, const std::string& to, const std::string& dtype,
                        int64_t block, bool double_quant, int threads, int64_t shard_bytes,
-                       const PyProgress& progress) {
+                       const PyProgress& progress, const std::string& keep) {
   const QuantFormat format = format_named(dtype, block, double_quant);
   QuantizeResult r;
   {
     py::gil_scoped_release release;
     ThreadPool pool(threads == 0 ? default_threads() : threads);
-    r = quantize_folder(from, to, format, shard_bytes, pool, with_gil(progress));
+    KeepOptions originals{keep, {}};
+    if (!keep.empty()) {
+      EngineOptions o;
+      o.model_dir = from;
+      originals.tensors = opening_of(o).requests;
+    }
+    r = quantize_folder(from, to, format, shard_bytes, pool, with_gil(progress), originals);
   }
   py::dict out;
   out["bytes_in"] = r.bytes_in;
   out["bytes_out"] = r.bytes_out;
   out["n_quantized"] = r.n_quantized;
   out["n_kept"] = r.n_kept;
+  out["n_originals"] = r.n_originals;
   return out;
 }
 
@@ -151,10 +159,10 @@ py::array int8_decode_array(Array<int8_t> codes, const Array<float>& absmax, boo
 void init_quantize(py::module_& m) {
   m.def("quantize_folder", &quantize_dict, py::arg("source"), py::arg("out"), py::arg("dtype"),
         py::arg("blocksize") = 64, py::arg("double_quant") = false, py::arg("threads") = 0,
-        py::arg("shard_bytes") = kShardBytes, py::arg("progress") = py::none(),
+        py::arg("shard_bytes") = kShardBytes, py::arg("progress") = py::none(), py::arg("keep") = "",
         "Quantizes a Hugging Face folder into a new one as bitsandbytes stores it. dtype: 'nf4' | 'int8'; "
-        "progress(bytes_done, bytes_in) after each tensor. Returns {bytes_in, bytes_out, n_quantized, "
-        "n_kept}.");
+        "progress(bytes_done, bytes_in) after each tensor; keep: an index file, whose elements' originals go "
+        "to kept.safetensors. Returns {bytes_in, bytes_out, n_quantized, n_kept, n_originals}.");
   m.def("write_random_model", &random_model, py::arg("out"), py::arg("config_json"), py::arg("tensors"),
         py::arg("quantized"), py::arg("blocksize") = 64, py::arg("double_quant") = false, py::arg("seed") = 0,
         py::arg("threads") = 0, py::arg("shard_bytes") = kShardBytes, py::arg("progress") = py::none(),

@@ -48,6 +48,7 @@ Engine::Impl::Impl(const EngineOptions& o)
   if (o.method.has_index_set()) {
     header.method.index_hash = hash_of_index(o.method.index);
     place_index_sets(o.method, trained, o.seed, *store);
+    tell_originals();
   }
 
   if (!o.run_dir.empty()) {
@@ -65,6 +66,15 @@ Engine::Impl::Impl(const EngineOptions& o)
     if (!o.delta.empty()) header.delta_hash = load_delta(o.delta);
     pending = std::make_unique<Pending>(*store, selection.tensors, kernels, pool, header.seed, 0);
   }
+}
+
+void Engine::Impl::tell_originals() {
+  int64_t n = 0;
+  for (uint32_t id = 0; id < parameters.size(); ++id) n += store->overlay(id) ? store->overlay(id)->n() : 0;
+  if (store->has_kept() && store->n_originals() < n)
+    notes.push_back(std::to_string(store->n_originals()) + " of " + std::to_string(n) +
+                    " elements of the index set start from the originals that were kept, the others from "
+                    "what their quantized weights decode to");
 }
 
 void Engine::Impl::resume(const std::vector<bool>& trained) {

@@ -23,7 +23,8 @@ struct Engine::Impl {
 
   void resume(const std::vector<bool>& trained);
   PendingRecord pending_of(const Record& r) const;
-  void keep_supports();  // of streamed state
+  void keep_supports();   // of streamed state
+  void tell_originals();  // a note, where a kept file has not all of the index set
   void flush() { pending->flush(); }
   // checkpoint.cpp: streamed state
   bool streams_state() const;

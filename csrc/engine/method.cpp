@@ -8,7 +8,7 @@
 #include "direction/index_set.h"
 #include "direction/threshold.h"
 #include "io/safetensors.h"
-#include "store/content_hash.h"
+#include "store/index_file.h"
 
 namespace smezo {
 namespace {
@@ -99,29 +99,7 @@ std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<Param
   return out;
 }
 
-std::string hash_of_index(const std::string& path) {
-  if (path.empty()) return "";
-  const std::string content = read_all(path);
-  return hash_text(hash_bytes(content.data(), static_cast<int64_t>(content.size())));
-}
-
-namespace {
-
-std::vector<int64_t> listed(const Safetensors& file, const TensorEntry& t) {
-  check<FormatError>(t.dtype == "I32" || t.dtype == "I64", "index set",
-                     "'" + t.name + "' is " + t.dtype + ", expected I32 or I64 element numbers");
-  std::vector<int64_t> out(static_cast<size_t>(t.n));
-  if (t.dtype == "I64") {
-    file.read(t, 0, t.n_bytes, out.data());
-    return out;
-  }
-  std::vector<int32_t> narrow(out.size());
-  file.read(t, 0, t.n_bytes, narrow.data());
-  std::copy(narrow.begin(), narrow.end(), out.begin());
-  return out;
-}
-
-}  // namespace
+std::string hash_of_index(const std::string& path) { return path.empty() ? "" : hash_of_file(path); }
 
 std::vector<int64_t> index_counts(const MethodConfig& m, const std::vector<bool>& trained,
                                   const std::vector<TensorRequest>& requests) {
@@ -155,7 +133,7 @@ void place_index_sets(const MethodConfig& m, const std::vector<bool>& trained, u
     const TensorRequest& r = store.request(id);
     std::vector<int64_t> elements;
     if (file) {
-      if (const TensorEntry* t = file->find(r.name)) elements = listed(*file, *t);
+      if (const TensorEntry* t = file->find(r.name)) elements = listed_elements(*file, *t);
     } else {
       const int64_t n = r.rows * r.cols, k = n_of[id];
       elements.reserve(static_cast<size_t>(k));

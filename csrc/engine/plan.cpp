@@ -110,7 +110,7 @@ Planner::Fixed Planner::fixed(int64_t budget) const {
 int64_t Planner::opening_bytes(const Fixed& f) const {
   if (options_.memory_budget == 0) return 0;
   const int64_t most = *std::max_element(n_indexed_.begin(), n_indexed_.end());
-  const int64_t listing = most * (options_.method.index.empty() ? 8 : 12);
+  const int64_t listing = most * static_cast<int64_t>(sizeof(int64_t));
   const int64_t counting = options_.method.sparsity > 0 ? n_threads_ * kHistogramBytes : 0;
   const bool reads_again = !units_to_copy(base_, opening_.requests, 1 << 20, f.streams_trained).empty();
   const int64_t hashing = n_threads_ * kHashBufferBytes - f.index_sets - (reads_again ? 0 : f.ring);

@@ -7,12 +7,14 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/threads.h"
 #include "base/view.h"
 #include "io/safetensors.h"
+#include "store/kept.h"
 
 namespace smezo {
 
@@ -50,13 +52,15 @@ class Base {
  public:
   // Opens <folder>/model.safetensors or its sharded index. `requests` in tensor-id order. FormatError: a
   // tensor is missing, has another shape, or a dtype that is not F32, F16, BF16, NF4 or int8 as above.
-  // Tensors nobody asked for are ignored when they are known buffers (rotary inv_freq), else FormatError.
+  // Tensors nobody asked for are ignored when they are known buffers (rotary inv_freq), else FormatError; so
+  // is a kept file (kept.h) of what is not quantized here.
   Base(const std::string& folder, const std::vector<TensorRequest>& requests);
 
   const Safetensors& file() const { return file_; }
   const BaseTensor& tensor(uint32_t id) const { return tensors_[id]; }
-  DType dtype() const;          // the most common dtype of the matrices
-  int64_t scale_bytes() const;  // held in memory, see BaseTensor::fixed
+  DType dtype() const;                                            // the most common dtype of the matrices
+  int64_t scale_bytes() const;                                    // held in memory, see BaseTensor::fixed
+  const Kept* kept() const { return kept_ ? &*kept_ : nullptr; }  // nullptr: the folder has none
 
   // A piece of a tensor's data or absmax, as `hash` goes through them.
   struct Chunk {
@@ -65,11 +69,15 @@ class Base {
     int64_t at, n_bytes;
   };
   // Hash of names, shapes, dtypes and content of every tensor asked for, in one pass over all bytes: `get`
-  // gives those of a chunk, `done` is told when they have been hashed; both on the thread that hashes it.
+  // gives those of a chunk, `done` is told when they have been hashed; both on the thread that hashes it. The
+  // kept file is in it. FormatError: that is damaged, or of other weights.
   uint64_t hash(ThreadPool& pool, const std::function<const uint8_t*(const Chunk&, int thread)>& get,
                 const std::function<void(const Chunk&, const uint8_t* bytes)>& done) const;
+  // The same, read through a buffer a thread.
+  uint64_t hash(ThreadPool& pool) const;
 
  private:
+  void check_kept() const;
   void check_names(const std::vector<TensorRequest>& requests) const;
   void find(const TensorRequest& request);
   void find_nf4(const TensorRequest& request, const TensorEntry& state, BaseTensor& out) const;
@@ -79,6 +87,7 @@ class Base {
   Safetensors file_;
   std::vector<std::string> names_;
   std::vector<BaseTensor> tensors_;
+  std::optional<Kept> kept_;
 };
 
 }  // namespace smezo

@@ -31,24 +31,38 @@ inline uint64_t hash_join(uint64_t state, uint64_t next) {
 
 // Four independent lanes of 8-byte little-endian words, word i to lane i % 4: lane <- rotate(lane ^ word) *
 // odd, a bijection of the lane for a fixed word and of the word for a fixed lane. Then the lanes and the
-// length are joined in order.
-inline uint64_t hash_bytes(const void* from, int64_t n_bytes) {
-  const uint8_t* p = static_cast<const uint8_t*>(from);
-  constexpr uint64_t kOdd = 0x9FB21C651E98DF25ull;
-  uint64_t lane[4] = {1, 2, 3, 4};
-  const auto step = [](uint64_t& l, uint64_t w) {
-    l ^= w;
-    l = ((l << 29) | (l >> 35)) * kOdd;
-  };
-  int64_t i = 0;
-  for (; i + 32 <= n_bytes; i += 32) {
-    for (int j = 0; j < 4; ++j) step(lane[j], content_hash::word(p + i + 8 * j, 8));
+// length are joined in order. In pieces of which all but the last are multiples of 32 bytes.
+class ContentHash {
+ public:
+  void add(const void* from, int64_t n_bytes) {
+    const uint8_t* p = static_cast<const uint8_t*>(from);
+    int64_t i = 0;
+    for (; i + 32 <= n_bytes; i += 32) {
+      for (int j = 0; j < 4; ++j) step(lane_[j], content_hash::word(p + i + 8 * j, 8));
+    }
+    for (int j = 0; i < n_bytes; i += 8, ++j)
+      step(lane_[j], content_hash::word(p + i, n_bytes - i < 8 ? n_bytes - i : 8));
+    n_bytes_ += n_bytes;
   }
-  for (int j = 0; i < n_bytes; i += 8, ++j)
-    step(lane[j], content_hash::word(p + i, n_bytes - i < 8 ? n_bytes - i : 8));
-  uint64_t h = hash_join(content_hash::kStart, static_cast<uint64_t>(n_bytes));
-  for (const uint64_t l : lane) h = hash_join(h, l);
-  return h;
+  uint64_t value() const {
+    uint64_t h = hash_join(content_hash::kStart, static_cast<uint64_t>(n_bytes_));
+    for (const uint64_t l : lane_) h = hash_join(h, l);
+    return h;
+  }
+
+ private:
+  static void step(uint64_t& l, uint64_t w) {
+    l ^= w;
+    l = ((l << 29) | (l >> 35)) * 0x9FB21C651E98DF25ull;
+  }
+  uint64_t lane_[4] = {1, 2, 3, 4};
+  int64_t n_bytes_ = 0;
+};
+
+inline uint64_t hash_bytes(const void* from, int64_t n_bytes) {
+  ContentHash h;
+  h.add(from, n_bytes);
+  return h.value();
 }
 
 inline std::string hash_text(uint64_t h) {

@@ -89,6 +89,7 @@ void Store::set_overlay(uint32_t id, IndexOverlay overlay) {
         overlay.value[i] = decode_at(w, r * w.cols + overlay.col[i]);
     }
   });
+  if (base_.kept()) n_originals_ += base_.kept()->fill(requests_[id].name, requests_[id].cols, overlay);
   overlays_[id] = std::make_unique<IndexOverlay>(std::move(overlay));
 }
 

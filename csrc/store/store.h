@@ -80,9 +80,12 @@ class Store {
   // The index set of a tensor and its trained values; nullptr: none. It is then the base that weight, acquire
   // and rows give.
   IndexOverlay* overlay(uint32_t tensor_id) { return overlays_[tensor_id].get(); }
-  // Puts one there, its values filled from the base.
+  // Puts one there, its values filled from the base: with the originals of elements that were kept (kept.h),
+  // else with what the stored weight decodes to.
   void set_overlay(uint32_t tensor_id, IndexOverlay overlay);
   int64_t overlay_bytes() const;
+  bool has_kept() const { return base_.kept() != nullptr; }
+  int64_t n_originals() const { return n_originals_; }  // elements of overlays that began with theirs
   // Shape and id without data.
   WeightView shape(uint32_t tensor_id) const;
   // All of a tensor, fp32, with its overlay. Not during a pass.
@@ -158,6 +161,7 @@ class Store {
   template <class Body>
   void for_units(uint32_t id, const Body& body);
   std::vector<std::unique_ptr<IndexOverlay>> overlays_;  // [n_tensors]
+  int64_t n_originals_ = 0;
 };
 
 }  // namespace smezo

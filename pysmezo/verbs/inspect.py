@@ -18,6 +18,7 @@ JOURNAL_MAGIC = b"smezoJ\r\n"
 JOURNAL_FILE = "journal.smz"
 # A safetensors header is at most this long (its own specification).
 MAX_HEADER_BYTES = 100_000_000
+KEPT_FILE = "kept.safetensors"  # csrc/store/kept.h
 
 
 def add_flags(parser, verb: str) -> None:
@@ -106,6 +107,13 @@ def safetensors(path) -> dict:
     }
     for t, n in zip(header.values(), sizes, strict=True):
         out["n_bytes_by_dtype"][t["dtype"]] = out["n_bytes_by_dtype"].get(t["dtype"], 0) + n
+    if metadata.get("format") == "smezo-kept":
+        return {
+            "kind": "kept originals",
+            "path": str(path),
+            "file_bytes": out["file_bytes"],
+            **_core.read_kept(str(path)),
+        }
     kind = {"smezo-delta": "delta", "smezo-generation": "generation"}.get(metadata.get("format"))
     if kind is None:
         return out
@@ -155,6 +163,8 @@ def model_folder(path) -> dict:
         except ValueError as e:
             raise FormatError(f"[inspect] {path}/config.json is not JSON: {e}") from None
     names = sorted(n for n in os.listdir(path) if n.endswith(".safetensors"))
+    kept = safetensors(os.path.join(path, KEPT_FILE)) if KEPT_FILE in names else None
+    names = [n for n in names if n != KEPT_FILE]
     shards = [safetensors(os.path.join(path, n)) for n in names]
     dtypes: Counter = Counter()
     for shard in shards:
@@ -176,6 +186,7 @@ def model_folder(path) -> dict:
         "n_tensors": sum(s["n_tensors"] for s in shards),
         "n_bytes_by_dtype": dict(dtypes),
         "tokenizer": os.path.exists(os.path.join(path, "tokenizer.json")),
+        **({} if kept is None else {"kept_originals": kept}),
     }
 
 

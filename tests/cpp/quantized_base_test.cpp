@@ -6,6 +6,9 @@
 #include "base/error.h"
 #include "checkpoint.h"
 #include "crash_simulator.h"
+#include "store/content_hash.h"
+#include "store/index_file.h"
+#include "store/kept.h"
 #include "store/store.h"
 #include "test.h"
 
@@ -237,6 +240,56 @@ TEST(fingerprint_covers_scales) {
     CHECK(changes([&](Tensors& t) { of(t, name).bytes[0] ^= 1; }));
   CHECK(changes(
       [](Tensors& t) { edit_text(t, kDouble, "\"nested_offset\": ", "\"nested_offset\": 0.25, \"x\": "); }));
+}
+
+// Originals of kNf4's elements 5, 96 and 19199, as of weights with this fingerprint.
+void keep(const std::string& fingerprint, const std::string& name = kNf4) {
+  const int32_t elements[] = {5, 96, 19199};
+  const float values[] = {0.25f, -3.0f, 7.0f};
+  write_kept("m/kept.safetensors", "index", "source", {{name, "I32", 3}}, [&](KeptSink& sink) {
+    sink.write(0, elements, values);
+    return fingerprint;
+  });
+}
+
+TEST(kept_originals_are_of_the_fingerprint_and_begin_overlays) {
+  const Disk disk;
+  const std::string plain = open_both(good());
+  keep(plain);
+  const std::string with = open_both(good());
+  CHECK(with != plain);
+  keep(with);
+  CHECK_THROWS(FormatError, "belongs to weights of fingerprint", open_both(good()));
+  keep(plain, kInt8);
+  CHECK(open_both(good()) != with);
+  for (const char* name : {"layers.0.d.weight", "layers.0.b.weigh"}) {
+    keep(plain, name);
+    CHECK_THROWS(FormatError, "which is not there", open_both(good()));
+  }
+  keep(plain);
+  ThreadPool pool(2);
+  const std::vector<TensorRequest> all = {{kNf4, 200, 96}, {kDouble, 200, 96}, {kInt8, 200, 96}};
+  const auto store = Store::open("m", all, DType::F32, pool);
+  const std::vector<float> decoded = store->values(0, kernels_for(choose_isa()), pool);
+  // Before, between, on and after what was kept, in rows of their own and in shared ones.
+  store->set_overlay(0, make_overlay({0, 5, 6, 95, 96, 97, 300, 19198, 19199}, 200, 96));
+  store->set_overlay(1, make_overlay({5, 96}, 200, 96));
+  CHECK(store->n_originals() == 3);
+  const auto& values = store->overlay(0)->value;
+  CHECK(values == (std::vector<float>{decoded[0], 0.25f, decoded[6], decoded[95], -3.0f, decoded[97],
+                                      decoded[300], decoded[19198], 7.0f}));
+  CHECK(store->values(0, kernels_for(choose_isa()), pool)[96] == -3.0f);
+}
+
+TEST(a_hash_of_pieces_is_that_of_the_whole) {
+  const Disk disk;
+  make_folders("h");
+  for (const size_t n : {size_t{0}, size_t{1}, size_t{65535}, size_t{65536}, size_t{65537}, size_t{200003}}) {
+    std::string content(n, '\0');
+    for (size_t i = 0; i < n; ++i) content[i] = static_cast<char>(i * 131 + i / 251);
+    write_atomically("h/f", content);
+    CHECK(hash_of_file("h/f") == hash_text(hash_bytes(content.data(), static_cast<int64_t>(n))));
+  }
 }
 
 TEST_MAIN()
