@@ -124,6 +124,13 @@ RUN_OPTIONS = (
     Option("seed", seed, 0, "of every random choice"),
     Option("threads", integer, None, "default: SMEZO_THREADS, else every CPU this process may run on"),
     Option("memory_budget", memory_size, None, "bytes the run may hold above what the process had, such as 2GiB"),
+    Option(
+        "cached_reads",
+        boolean,
+        False,
+        "with a budget: read weights through the page cache, which may keep what the budget cannot (a container's limit counts it)",
+        switch=True,
+    ),
     Option("device", str, "cpu", "cpu"),
     Option("sync_every", integer, 1, "records a sync of the journal"),
     Option("delta", path, None, "delta to start from"),

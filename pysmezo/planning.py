@@ -34,6 +34,8 @@ def engine_arguments(
     stream_trained=False,
     n_readers=2,
     ring_bytes=0,
+    cached_reads=False,
+    device="cpu",
 ) -> dict:
     """The keyword arguments that `_core.Engine` and `_core.Planner` take. dtype nf4 and int8 say how the base is stored; inputs of products
     are rounded as with auto then."""
@@ -62,7 +64,21 @@ def engine_arguments(
         "stream_trained": stream_trained,
         "n_readers": n_readers,
         "ring_bytes": ring_bytes,
+        "cached_reads": cached_reads,
+        "device_bytes": device_bytes(device, memory_budget),
     }
+
+
+def device_bytes(device: str, memory_budget) -> int:
+    """Bytes of the stand-in for a device, 0 for "cpu". ArgumentError for anything else, and for one without a memory budget."""
+    name, _, size = str(device).partition(":")
+    if device == "cpu":
+        return 0
+    if name != "fake" or not size:
+        raise ArgumentError(f"[device] {device!r}, expected 'cpu' (or 'fake:SIZE', a stand-in for an accelerator)")
+    if memory_budget is None:
+        raise ArgumentError("[device] no memory_budget, expected one: what a device uses is read ahead in host memory")
+    return memory.parse_bytes(size)
 
 
 def planner(model, method, dtype="auto", **options):

@@ -90,6 +90,7 @@ class Runtime:
         stream_trained: bool = False,
         n_readers: int = 2,
         ring_bytes: int = 0,
+        cached_reads: bool = False,
     ) -> Runtime:
         """Opens a Hugging Face folder (config.json, safetensors) read-only.
 
@@ -100,6 +101,9 @@ class Runtime:
         {"text", "label"}. delta: a delta to start from. memory_budget: bytes this process may hold above what it has now, "2GiB"; the base then
         stays on disk and is read as it is needed (n_readers threads read ahead into a ring of ring_bytes, 0: chosen). What trains and does not
         fit is kept as generations in the run folder, one every generation_every steps (0: as few as cost least); stream_trained: even what would fit. None: all in memory.
+        cached_reads: weights are read through the operating system's page cache, for machines whose cache has room while this process has not:
+        a memory limit of a container counts those pages, the budget does not. device: "cpu", or "fake:SIZE": host memory of its own that stands in
+        for an accelerator's, where matrices that do not train are copied to before they are used.
         Raises ArgumentError, FormatError, BudgetError, IoError.
         """
         method = SparseMeZO() if method is None else method
@@ -107,12 +111,11 @@ class Runtime:
             raise ArgumentError(
                 f"[method] {type(method).__name__}, expected a method such as SparseMeZO(sparsity=0.75)"
             )
-        if device != "cpu":
-            raise ArgumentError(f"[device] {device!r}, expected 'cpu'")
         for name, value in (("lr", lr), ("eps", eps)):
             if value != "auto" and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
                 raise ArgumentError(f"[{name}] {value!r}, expected a positive number or 'auto'")
         memory.parse_bytes(memory_budget)
+        planning.device_bytes(device, memory_budget)
         if _is_path(task):
             from .tasks import Task
 
@@ -128,7 +131,7 @@ class Runtime:
                 model, method, memory_budget=memory_budget, run_dir=run_dir, seed=seed, dtype=dtype, threads=threads,
                 operand=operand, reduction=reduction, sync_every=sync_every, delta=delta, values=values,
                 generation_every=generation_every, stream_trained=stream_trained, n_readers=n_readers,
-                ring_bytes=ring_bytes,
+                ring_bytes=ring_bytes, cached_reads=cached_reads, device=device,
             )
         )  # fmt: skip
         return cls(

@@ -10,14 +10,14 @@ import json
 import os
 from dataclasses import asdict
 
-from . import data, memory, metrics, planning
+from . import data, memory, metrics, options, planning
 from .errors import ArgumentError, FormatError
 from .methods import from_dict
 
 RUN_FILE = "run.json"
 DELTA_FILE = "trained.delta.safetensors"
 # Settings that may differ when a run goes on: they change no bit of it.
-FREE = ("threads", "memory_budget", "eval_every", "sync_every", "run_dir", "eval", "dev", "delta")
+FREE = ("threads", "memory_budget", "cached_reads", "eval_every", "sync_every", "run_dir", "eval", "dev", "delta")
 
 
 def free_run_dir(verb: str) -> str:
@@ -84,6 +84,7 @@ def open_runtime(settings: dict, method, run_dir):
         "sync_every",
         "delta",
         "values",
+        "cached_reads",
     )
     return Runtime.from_pretrained(settings["model"], method=method, run_dir=run_dir, **{n: settings[n] for n in names})
 
@@ -201,5 +202,6 @@ class Session:
 def resumed(run_dir, overrides: dict) -> tuple[dict, object, str]:
     """(settings, method, verb) of the run in a folder, with `overrides` of settings that change no bit of it."""
     found = read_run(run_dir)
-    settings = {**found["settings"], **overrides, "run_dir": os.path.abspath(run_dir)}
+    defaults = {o.name: o.default for o in options.RUN_OPTIONS}  # of options the run's release did not have
+    settings = {**defaults, **found["settings"], **overrides, "run_dir": os.path.abspath(run_dir)}
     return settings, from_dict(found["method"]), found.get("verb", "train")

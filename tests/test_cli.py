@@ -234,6 +234,24 @@ def test_too_small_a_budget_exits_3(task_dir, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: [")
 
 
+def test_reads_through_the_page_cache_and_runs_of_releases_without(task_dir, tmp_path, capsys):
+    """The same bits with the option, kept in run.json; a run.json that lacks it goes on with the default."""
+    budget = {"memory-budget": "64MiB", "steps": 6, "eval": None}
+    assert cli.main(["train", *train_flags(task_dir, tmp_path / "past", **budget)]) == 0
+    run = tmp_path / "through"
+    assert cli.main(["train", *train_flags(task_dir, run, **budget), "--cached-reads"]) == 0
+    assert trained(run) == trained(tmp_path / "past")
+    content = json.loads((run / "run.json").read_text())
+    assert content["settings"].pop("cached_reads") is True
+    (run / "run.json").write_text(json.dumps(content))
+    for more, kept in (([], False), (["--cached-reads"], True)):
+        assert cli.main(["resume", "--run-dir", str(run), *more]) == 0
+        assert json.loads((run / "run.json").read_text())["settings"]["cached_reads"] is kept
+        assert trained(run) == trained(tmp_path / "past")
+    assert cli.main(["plan", "--model", str(task_dir / "model"), "--cached-reads", "--memory-budget", "64MiB"]) == 0
+    capsys.readouterr()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_resumed_equals_uninterrupted(task_dir, tmp_path, number, capsys):

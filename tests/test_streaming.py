@@ -1,7 +1,9 @@
 """A budget changes where weights lie, never what comes out: journals and deltas are the same bits."""
 
+import ctypes
 import hashlib
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -98,6 +100,22 @@ PLACES = {
         "threads": 3,
     },
     "one reader, one thread": {"memory_budget": "32MiB", "n_readers": 1, "threads": 1},
+    "device": {"memory_budget": "32MiB", "device": "fake:64MiB"},
+    "device, smallest rings": {"memory_budget": "tight", "ring_bytes": SMALLEST, "device": "fake:300KiB"},
+    "device, state on disk": {
+        "memory_budget": "32MiB",
+        "device": "fake:5MiB",
+        "stream_trained": True,
+        "generation_every": 2,
+    },
+    "through the page cache": {"memory_budget": "32MiB", "cached_reads": True},
+    "through the page cache, state on disk": {
+        "memory_budget": "tight",
+        "ring_bytes": SMALLEST,
+        "stream_trained": True,
+        "generation_every": 2,
+        "cached_reads": True,
+    },
 }
 
 
@@ -114,6 +132,41 @@ def test_budgets_give_the_same_bits(base, tmp_path, name):
         assert results[0].bytes_read > 0
         if place == "roomy":  # everything stays after the first step but rows of the embedding
             assert held["resident units"] > 0 and results[3].bytes_read < 300 * 64 * 2
+
+
+def cached_share(path):
+    """Share of a file's pages that the page cache holds; None: the system does not tell."""
+    with (
+        open(path, "rb") as f,
+        mmap.mmap(f.fileno(), 0, mmap.MAP_PRIVATE) as at,
+    ):  # copy on write: ctypes wants to write
+        pages = (ctypes.c_ubyte * (-(-len(at) // mmap.PAGESIZE)))()
+        place = ctypes.c_char.from_buffer(at)
+        failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(place)), ctypes.c_size_t(len(at)), pages)
+        del place
+        return None if failed else sum(p & 1 for p in pages) / len(pages)
+
+
+def test_pages_of_the_base_stay_in_the_page_cache_where_asked(base):
+    path, method = base / "model.safetensors", Sensitive(fraction=0.05)
+
+    def drop():
+        with open(path, "rb") as f:
+            os.fdatasync(f.fileno())
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    drop()
+    if cached_share(path) != 0:
+        pytest.skip("this system does not drop pages of a file, or does not tell which it holds")
+    shares = {}
+    for cached in (False, True):
+        options = {"memory_budget": "32MiB", "ring_bytes": SMALLEST, "cached_reads": cached, "lr": 1e-3, "eps": 1e-2}
+        with Runtime.from_pretrained(base, method=method, **options) as run:
+            drop()
+            run.train_step(batch(0))
+            shares[cached] = cached_share(path)
+        drop()
+    assert shares[False] < 0.2 and shares[True] > 0.8, shares
 
 
 @pytest.mark.parametrize("operand", ["nearest", "dither", "split"])

@@ -119,7 +119,7 @@ void def_open(py::class_<T>& c, const Open& open) {
                         const std::string& operand, const std::string& reduction, uint64_t seed, int threads,
                         int sync_every, const std::string& delta, double fraction, const std::string& index,
                         int64_t memory_budget, int generation_every, bool stream_trained, int n_readers,
-                        int64_t ring_bytes) {
+                        int64_t ring_bytes, bool cached_reads, int64_t device_bytes) {
           EngineOptions o;
           o.model_dir = model_dir;
           o.run_dir = run_dir;
@@ -138,6 +138,8 @@ void def_open(py::class_<T>& c, const Open& open) {
           o.stream_trained = stream_trained;
           o.n_readers = n_readers;
           o.ring_bytes = ring_bytes;
+          o.cached_reads = cached_reads;
+          o.device_bytes = device_bytes;
           py::gil_scoped_release release;
           return open(o);
         }),
@@ -146,7 +148,7 @@ void def_open(py::class_<T>& c, const Open& open) {
         py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"), py::arg("threads"),
         py::arg("sync_every"), py::arg("delta"), py::arg("fraction"), py::arg("index"),
         py::arg("memory_budget"), py::arg("generation_every"), py::arg("stream_trained"),
-        py::arg("n_readers"), py::arg("ring_bytes"));
+        py::arg("n_readers"), py::arg("ring_bytes"), py::arg("cached_reads"), py::arg("device_bytes"));
 }
 
 py::dict plan_dict(const Planner& planner, const Batch& batch, int64_t n_branches, bool want_logits,
@@ -225,6 +227,7 @@ void init_engine(py::module_& m) {
       .def_property_readonly("generation_bytes_written", &Engine::generation_bytes_written)
       .def_property_readonly("n_trained", &Engine::n_trained)
       .def_property_readonly("working_copy_bytes", &Engine::working_copy_bytes)
+      .def_property_readonly("device_bytes", &Engine::device_bytes)
       .def_property_readonly("bytes_by_purpose",
                              [](const Engine& e) {
                                py::dict out;

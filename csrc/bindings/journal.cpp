@@ -6,7 +6,7 @@
 
 #include "bindings/init.h"
 #include "io/state_file.h"
-#include "store/kept.h"
+#include "store/originals.h"
 
 namespace py = pybind11;
 
@@ -64,7 +64,7 @@ py::dict read_state_dict(const std::string& path, const std::string& kind, bool 
 }
 
 py::dict read_kept_dict(const std::string& path) {
-  const Kept file(path);
+  const Originals file(path);
   file.prove();
   py::dict out;
   out["n_tensors"] = file.names().size();

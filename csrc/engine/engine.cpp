@@ -30,6 +30,7 @@ Engine::Impl::Impl(const EngineOptions& o)
     stream.device_bytes = o.device_bytes;
     stream.n_readers = o.n_readers;
     stream.stream_trained = o.stream_trained;
+    stream.cached_reads = o.cached_reads;
     store = Store::open_streamed(o.model_dir, requests, values, stream, pool);
   } else {
     store = Store::open(o.model_dir, requests, values, pool);
@@ -71,7 +72,7 @@ Engine::Impl::Impl(const EngineOptions& o)
 void Engine::Impl::tell_originals() {
   int64_t n = 0;
   for (uint32_t id = 0; id < parameters.size(); ++id) n += store->overlay(id) ? store->overlay(id)->n() : 0;
-  if (store->has_kept() && store->n_originals() < n)
+  if (store->has_originals() && store->n_originals() < n)
     notes.push_back(std::to_string(store->n_originals()) + " of " + std::to_string(n) +
                     " elements of the index set start from the originals that were kept, the others from "
                     "what their quantized weights decode to");
@@ -293,6 +294,7 @@ const RunHeader& Engine::header() const { return impl_->header; }
 const std::vector<ParameterSpec>& Engine::parameters() const { return impl_->parameters; }
 int Engine::threads() const { return impl_->pool.size(); }
 int64_t Engine::working_copy_bytes() const { return impl_->store->working_copy_bytes(); }
+int64_t Engine::device_bytes() const { return impl_->store->device_bytes(); }
 Traffic Engine::traffic() const { return impl_->store->traffic(); }
 int64_t Engine::generation_bytes_written() const { return impl_->generation_bytes; }
 

@@ -57,6 +57,7 @@ struct EngineOptions {
   int n_readers = 2;            // threads that read weights ahead; 0: none
   int64_t ring_bytes = 0;       // 0: chosen
   int64_t device_bytes = 0;  // of a stand-in for a device, where matrices that do not train are used; 0: none
+  bool cached_reads = false;  // weights are read through the page cache
 };
 
 // What a probe found out. Branch order is the caller's.
@@ -108,6 +109,7 @@ class Engine {
   const std::vector<ParameterSpec>& parameters() const;
   int threads() const;
   int64_t working_copy_bytes() const;
+  int64_t device_bytes() const;  // in use there
   Traffic traffic() const;
   int64_t generation_bytes_written() const;
   // What the store and the last forward hold, by purpose.

@@ -82,7 +82,7 @@ class File {
 
  private:
   friend class Map;
-  friend class UncachedFile;
+  friend class RangeFile;
   File() = default;
   void close_now() noexcept;
   void send_out(int64_t offset, int64_t n_bytes);

@@ -91,18 +91,18 @@ Base::Base(const std::string& folder, const std::vector<TensorRequest>& requests
   tensors_.reserve(requests.size());
   for (const TensorRequest& r : requests) find(r);
   const std::string kept = join(folder, kKeptFile);
-  if (file_exists(kept)) kept_.emplace(kept);
-  check_kept();
+  if (file_exists(kept)) originals_.emplace(kept);
+  check_originals();
 }
 
-void Base::check_kept() const {
-  if (!kept_) return;
-  for (const std::string& name : kept_->names()) {
+void Base::check_originals() const {
+  if (!originals_) return;
+  for (const std::string& name : originals_->names()) {
     const auto at = std::lower_bound(names_.begin(), names_.end(), name);
     const bool here = at != names_.end() && *at == name;
     const DType dtype = here ? tensors_[static_cast<size_t>(at - names_.begin())].dtype : DType::F32;
     check<FormatError>(here && (dtype == DType::NF4 || dtype == DType::I8), "kept originals",
-                       kept_->path() + " holds values of '" + name + "', which is " +
+                       originals_->path() + " holds values of '" + name + "', which is " +
                            (here ? std::string(dtype_name(dtype)) : "not there") +
                            " in the model beside it, expected quantized weights; another model's file?");
   }
@@ -283,12 +283,12 @@ uint64_t Base::hash(ThreadPool& pool, const std::function<const uint8_t*(const C
       h = hash_join(h, std::bit_cast<uint32_t>(t.scales.nested_offset));
     }
   }
-  if (kept_) {
-    check<FormatError>(hash_text(h) == kept_->base_fingerprint(), "kept originals",
-                       kept_->path() + " belongs to weights of fingerprint " + kept_->base_fingerprint() +
-                           ", those beside it have " + hash_text(h) +
+  if (originals_) {
+    check<FormatError>(hash_text(h) == originals_->base_fingerprint(), "kept originals",
+                       originals_->path() + " belongs to weights of fingerprint " +
+                           originals_->base_fingerprint() + ", those beside it have " + hash_text(h) +
                            "; copied from another folder, or the weights were replaced?");
-    h = hash_join(h, kept_->prove());
+    h = hash_join(h, originals_->prove());
   }
   return h;
 }

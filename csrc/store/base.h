@@ -14,7 +14,7 @@
 #include "base/threads.h"
 #include "base/view.h"
 #include "io/safetensors.h"
-#include "store/kept.h"
+#include "store/originals.h"
 
 namespace smezo {
 
@@ -53,14 +53,16 @@ class Base {
   // Opens <folder>/model.safetensors or its sharded index. `requests` in tensor-id order. FormatError: a
   // tensor is missing, has another shape, or a dtype that is not F32, F16, BF16, NF4 or int8 as above.
   // Tensors nobody asked for are ignored when they are known buffers (rotary inv_freq), else FormatError; so
-  // is a kept file (kept.h) of what is not quantized here.
+  // is a kept file (originals.h) of what is not quantized here.
   Base(const std::string& folder, const std::vector<TensorRequest>& requests);
 
   const Safetensors& file() const { return file_; }
   const BaseTensor& tensor(uint32_t id) const { return tensors_[id]; }
-  DType dtype() const;                                            // the most common dtype of the matrices
-  int64_t scale_bytes() const;                                    // held in memory, see BaseTensor::fixed
-  const Kept* kept() const { return kept_ ? &*kept_ : nullptr; }  // nullptr: the folder has none
+  DType dtype() const;          // the most common dtype of the matrices
+  int64_t scale_bytes() const;  // held in memory, see BaseTensor::fixed
+  const Originals* originals() const {
+    return originals_ ? &*originals_ : nullptr;
+  }  // nullptr: the folder has none
 
   // A piece of a tensor's data or absmax, as `hash` goes through them.
   struct Chunk {
@@ -77,7 +79,7 @@ class Base {
   uint64_t hash(ThreadPool& pool) const;
 
  private:
-  void check_kept() const;
+  void check_originals() const;
   void check_names(const std::vector<TensorRequest>& requests) const;
   void find(const TensorRequest& request);
   void find_nf4(const TensorRequest& request, const TensorEntry& state, BaseTensor& out) const;
@@ -87,7 +89,7 @@ class Base {
   Safetensors file_;
   std::vector<std::string> names_;
   std::vector<BaseTensor> tensors_;
-  std::optional<Kept> kept_;
+  std::optional<Originals> originals_;
 };
 
 }  // namespace smezo

@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <numeric>
 
-#include "io/uncached.h"
+#include "io/range_file.h"
 
 namespace smezo {
 
 int64_t most_unit_bytes(const BaseTensor& t, int64_t rows) {
   // Each part may begin and end within a page.
-  const int64_t pages = (t.absmax ? 4 : 2) * UncachedFile::kAlign;
+  const int64_t pages = (t.absmax ? 4 : 2) * RangeFile::kAlign;
   return t.data_range(0, rows).n_bytes + t.absmax_range(0, rows).n_bytes + pages;
 }
 
@@ -94,7 +94,7 @@ int64_t ring_bytes_for(const StreamOptions& o, const Base& base, const std::vect
 }
 
 int64_t unit_bytes_for(int64_t ring_bytes) {
-  return std::max<int64_t>(ring_bytes / 8 - 4 * UncachedFile::kAlign, 1);
+  return std::max<int64_t>(ring_bytes / 8 - 4 * RangeFile::kAlign, 1);
 }
 
 }  // namespace smezo

@@ -29,7 +29,7 @@ ReadJob read_job_for(const Base& base, const Unit& unit);
 std::vector<Unit> units_to_copy(const Base& base, const std::vector<TensorRequest>& requests,
                                 int64_t unit_bytes, bool streams_trained);
 // What a thread reads the base through when it is opened.
-constexpr int64_t kHashBufferBytes = kHashChunkBytes + 2 * UncachedFile::kAlign;
+constexpr int64_t kHashBufferBytes = kHashChunkBytes + 2 * RangeFile::kAlign;
 
 // Bytes of the largest unit that cannot be cut further, over all tensors that are streamed.
 int64_t least_unit_bytes(const Base& base, const std::vector<TensorRequest>& requests);

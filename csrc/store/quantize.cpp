@@ -15,7 +15,7 @@
 #include "store/encode.h"
 #include "store/in_order.h"
 #include "store/index_file.h"
-#include "store/kept.h"
+#include "store/originals.h"
 
 namespace smezo {
 namespace {
@@ -182,19 +182,20 @@ void Quantizer::write(const std::string& folder, int64_t shard_bytes, const Quan
 int64_t Quantizer::write_with_originals(const std::string& folder, int64_t shard_bytes,
                                         const QuantizeProgress& progress) {
   const std::string source = hash_text(Base(from_, keep_.tensors).hash(pool_));
-  std::vector<KeptTensor> tensors;
+  std::vector<OriginalTensor> tensors;
   for (const Row& row : rows_) {
     if (row.list) tensors.push_back({row.entry->name, row.list->dtype, row.list->n});
   }
-  return write_kept(join(folder, kKeptFile), hash_of_file(keep_.index), source, tensors, [&](KeptSink& sink) {
-    size_t next = 0;
-    write_weights(folder, shard_bytes, progress, [&](const Row& row, const IndexOverlay& set) {
-      std::vector<uint8_t> elements(static_cast<size_t>(row.list->n_bytes));
-      index_->read(*row.list, 0, row.list->n_bytes, elements.data());
-      sink.write(next++, elements.data(), set.value.data());
-    });
-    return hash_text(Base(folder, keep_.tensors).hash(pool_));
-  });
+  return write_originals(
+      join(folder, kKeptFile), hash_of_file(keep_.index), source, tensors, [&](OriginalsSink& sink) {
+        size_t next = 0;
+        write_weights(folder, shard_bytes, progress, [&](const Row& row, const IndexOverlay& set) {
+          std::vector<uint8_t> elements(static_cast<size_t>(row.list->n_bytes));
+          index_->read(*row.list, 0, row.list->n_bytes, elements.data());
+          sink.write(next++, elements.data(), set.value.data());
+        });
+        return hash_text(Base(folder, keep_.tensors).hash(pool_));
+      });
 }
 
 void Quantizer::write_weights(const std::string& folder, int64_t shard_bytes,

@@ -20,7 +20,7 @@ struct QuantizeResult {
   int64_t n_originals = 0;              // elements whose original was kept
 };
 
-// Which originals are kept beside the quantized weights (kept.h).
+// Which originals are kept beside the quantized weights (originals.h).
 struct KeepOptions {
   std::string index;                   // path of an index file; "": none
   std::vector<TensorRequest> tensors;  // all of the model's, for the fingerprints of both folders

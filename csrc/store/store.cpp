@@ -89,7 +89,8 @@ void Store::set_overlay(uint32_t id, IndexOverlay overlay) {
         overlay.value[i] = decode_at(w, r * w.cols + overlay.col[i]);
     }
   });
-  if (base_.kept()) n_originals_ += base_.kept()->fill(requests_[id].name, requests_[id].cols, overlay);
+  if (base_.originals())
+    n_originals_ += base_.originals()->fill(requests_[id].name, requests_[id].cols, overlay);
   overlays_[id] = std::make_unique<IndexOverlay>(std::move(overlay));
 }
 

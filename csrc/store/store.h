@@ -52,6 +52,7 @@ struct StreamOptions {
   // Matrices that do not train are used on a device of so many bytes (a stand-in, store/device.h): in a ring
   // there, as large as the host's, or for good. 0: in host memory.
   int64_t device_bytes = 0;
+  bool cached_reads = false;  // through the page cache, which may keep what this process has no room for
 };
 
 class Store {
@@ -80,11 +81,11 @@ class Store {
   // The index set of a tensor and its trained values; nullptr: none. It is then the base that weight, acquire
   // and rows give.
   IndexOverlay* overlay(uint32_t tensor_id) { return overlays_[tensor_id].get(); }
-  // Puts one there, its values filled from the base: with the originals of elements that were kept (kept.h),
-  // else with what the stored weight decodes to.
+  // Puts one there, its values filled from the base: with the originals of elements that were kept
+  // (originals.h), else with what the stored weight decodes to.
   void set_overlay(uint32_t tensor_id, IndexOverlay overlay);
   int64_t overlay_bytes() const;
-  bool has_kept() const { return base_.kept() != nullptr; }
+  bool has_originals() const { return base_.originals() != nullptr; }
   int64_t n_originals() const { return n_originals_; }  // elements of overlays that began with theirs
   // Shape and id without data.
   WeightView shape(uint32_t tensor_id) const;

@@ -30,7 +30,8 @@ class Streamed final : public Store {
       : Store(folder, std::move(requests), values),
         device_(options.device_bytes > 0 ? make_fake_device(options.device_bytes) : nullptr),
         kept_(device_.get()),
-        transfer_(paths_of(base_.file()), ring_bytes_for(options, base_, requests_), options.n_readers),
+        transfer_(paths_of(base_.file()), ring_bytes_for(options, base_, requests_), options.n_readers,
+                  options.cached_reads ? PageCache::through : PageCache::past),
         unit_bytes_(unit_bytes_for(transfer_.ring_bytes())),
         state_ring_(place_trained(options) ? transfer_.ring_bytes() : 0),
         weights_(requests_.size()) {
@@ -317,7 +318,7 @@ void Streamed::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
     const ReadPart& r = job.parts[p];
     if (r.n_bytes == 0) continue;
     at[p] = transfer_.file(r.file).read(r.offset, r.n_bytes, to, r.align);
-    to += UncachedFile::room_for(r.offset, r.n_bytes);
+    to += RangeFile::room_for(r.offset, r.n_bytes);
   }
   read_as(t.view(id, row0, at[0], at[1]), e0, n, values_, out);
 }
@@ -408,7 +409,7 @@ RowViews Streamed::rows(uint32_t id, const std::vector<int32_t>& rows) {
       t.dtype != DType::NF4, "store",
       "'" + requests_[id].name + "' is NF4, expected whole rows: only block matrices are quantized");
   const int64_t row_bytes = bytes_of(t.dtype, t.cols);
-  const UncachedFile& file = transfer_.file(t.data->shard);
+  const RangeFile& file = transfer_.file(t.data->shard);
   for (const int32_t r : rows) file.will_need(t.data->offset + r * row_bytes, row_bytes);
   small_bytes_read_ += static_cast<int64_t>(rows.size()) * row_bytes;
   return copy_rows(

@@ -13,9 +13,10 @@
 namespace smezo {
 
 struct Transfer::State {
-  State(const std::vector<std::string>& paths, int64_t ring_bytes) : ring(ring_bytes) {
+  State(const std::vector<std::string>& paths, int64_t ring_bytes, PageCache cache)
+      : cache(cache), ring(ring_bytes) {
     files.reserve(paths.size());
-    for (const std::string& p : paths) files.emplace_back(p);
+    for (const std::string& p : paths) files.emplace_back(p, cache);
   }
 
   // Here, so that it also happens when not all readers could be started.
@@ -48,7 +49,7 @@ struct Transfer::State {
         at[i][p] = files[static_cast<size_t>(part.file)].read(part.offset, part.n_bytes, to, part.align);
         n_read += part.n_bytes;
       }
-      to += UncachedFile::room_for(part.offset, part.n_bytes);
+      to += RangeFile::room_for(part.offset, part.n_bytes);
     }
   }
 
@@ -81,7 +82,8 @@ struct Transfer::State {
     }
   }
 
-  std::vector<UncachedFile> files;
+  PageCache cache;
+  std::vector<RangeFile> files;
   Ring ring;
   std::mutex mutex;
   std::condition_variable more, done;  // for readers; for whoever waits
@@ -99,12 +101,12 @@ struct Transfer::State {
 
 int64_t Transfer::room_for(const ReadJob& job) {
   int64_t n = 0;
-  for (const ReadPart& p : job.parts) n += p.n_bytes == 0 ? 0 : UncachedFile::room_for(p.offset, p.n_bytes);
+  for (const ReadPart& p : job.parts) n += p.n_bytes == 0 ? 0 : RangeFile::room_for(p.offset, p.n_bytes);
   return n;
 }
 
-Transfer::Transfer(const std::vector<std::string>& paths, int64_t ring_bytes, int n_readers)
-    : s_(std::make_unique<State>(paths, ring_bytes)) {
+Transfer::Transfer(const std::vector<std::string>& paths, int64_t ring_bytes, int n_readers, PageCache cache)
+    : s_(std::make_unique<State>(paths, ring_bytes, cache)) {
   for (int i = 0; i < n_readers; ++i) s_->threads.emplace_back([this] { s_->reader(); });
 }
 
@@ -160,7 +162,7 @@ void Transfer::release_oldest() {
 
 void Transfer::set_file(int i, const std::string& path) {
   begin({});
-  UncachedFile f(path);
+  RangeFile f(path, s_->cache);
   const std::lock_guard<std::mutex> lock(s_->mutex);
   if (static_cast<size_t>(i) < s_->files.size()) {
     s_->files[static_cast<size_t>(i)] = std::move(f);
@@ -169,7 +171,7 @@ void Transfer::set_file(int i, const std::string& path) {
   }
 }
 
-const UncachedFile& Transfer::file(int i) const { return s_->files[static_cast<size_t>(i)]; }
+const RangeFile& Transfer::file(int i) const { return s_->files[static_cast<size_t>(i)]; }
 int64_t Transfer::bytes_read() const { return s_->n_read; }
 double Transfer::stall_s() const { return s_->stall_s; }
 int64_t Transfer::ring_bytes() const { return s_->ring.size(); }

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "io/uncached.h"
+#include "io/range_file.h"
 
 namespace smezo {
 
@@ -29,7 +29,8 @@ class Transfer {
   static int64_t room_for(const ReadJob& job);
 
   // Reads ahead as far as the ring has room. n_readers 0: `next` reads by itself, nothing is read ahead.
-  Transfer(const std::vector<std::string>& paths, int64_t ring_bytes, int n_readers);
+  Transfer(const std::vector<std::string>& paths, int64_t ring_bytes, int n_readers,
+           PageCache cache = PageCache::past);
   ~Transfer();
 
   // An earlier list is given up; reads in flight are waited for.
@@ -40,7 +41,7 @@ class Transfer {
   Pointers next();
   bool next_is_there() const;  // next() would neither wait nor fail
   void release_oldest();       // of the ring's jobs that next() gave out
-  const UncachedFile& file(int i) const;
+  const RangeFile& file(int i) const;
   // Another file as number i (the next one, or one there is). An earlier list is given up.
   void set_file(int i, const std::string& path);
   int64_t bytes_read() const;

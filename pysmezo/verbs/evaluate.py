@@ -21,6 +21,7 @@ OPTIONS = (
     "threads",
     "dtype",
     "memory_budget",
+    "cached_reads",
     "method",
 )
 

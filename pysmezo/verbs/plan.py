@@ -53,6 +53,7 @@ def run(arguments, verb: str):
         threads=s["threads"],
         operand=s["operand"],
         values=s["values"],
+        cached_reads=s["cached_reads"],
     )
     words = label_options(s["model"], s["task"]) if s["task"] else None
     found = planning.plan(p, s["batch"], length, method.queries, words, planning.kept_rates(s["model"]))

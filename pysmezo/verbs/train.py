@@ -10,7 +10,7 @@ from ..cli import INTERRUPTED, OK
 from ..progress import Progress, clock, mib
 from ..session import Session, free_run_dir, read_run, resumed
 
-RESUME_OPTIONS = ("run_dir", "threads", "memory_budget")
+RESUME_OPTIONS = ("run_dir", "threads", "memory_budget", "cached_reads")
 
 
 def add_flags(parser, verb: str) -> None:

@@ -8,7 +8,7 @@
 #include "crash_simulator.h"
 #include "store/content_hash.h"
 #include "store/index_file.h"
-#include "store/kept.h"
+#include "store/originals.h"
 #include "store/store.h"
 #include "test.h"
 
@@ -246,7 +246,7 @@ TEST(fingerprint_covers_scales) {
 void keep(const std::string& fingerprint, const std::string& name = kNf4) {
   const int32_t elements[] = {5, 96, 19199};
   const float values[] = {0.25f, -3.0f, 7.0f};
-  write_kept("m/kept.safetensors", "index", "source", {{name, "I32", 3}}, [&](KeptSink& sink) {
+  write_originals("m/kept.safetensors", "index", "source", {{name, "I32", 3}}, [&](OriginalsSink& sink) {
     sink.write(0, elements, values);
     return fingerprint;
   });

@@ -1,6 +1,10 @@
 // Reading ahead with reads that are slow, short, refused or fail.
 #include "store/transfer.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstring>
 #include <deque>
 #include <random>
@@ -18,7 +22,7 @@ using smezo_test::TemporaryFolder;
 
 namespace {
 
-constexpr int64_t kPage = UncachedFile::kAlign;
+constexpr int64_t kPage = RangeFile::kAlign;
 using Bytes = std::vector<uint8_t>;
 
 Bytes random_bytes(size_t n, unsigned seed) {
@@ -79,10 +83,11 @@ bool same(const Files& files, const ReadJob& job, const Transfer::Pointers& at) 
 
 // Lists of random jobs, some into memory of their own, some of the ring's held while the next are waited for,
 // some lists given up half way.
-void go_through(const Files& files, unsigned seed, int n_readers, int n_lists) {
+void go_through(const Files& files, unsigned seed, int n_readers, int n_lists,
+                PageCache cache = PageCache::past) {
   std::mt19937 random(seed);
   constexpr int64_t kLargest = 2 * (30000 / kPage + 2) * kPage;
-  Transfer transfer(files.paths, kLargest * (2 + random() % 4), n_readers);
+  Transfer transfer(files.paths, kLargest * (2 + random() % 4), n_readers, cache);
   std::vector<std::unique_ptr<Memory>> own;  // outlives the list that reads into it
   for (int list = 0; list < n_lists; ++list) {
     std::vector<ReadJob> jobs;
@@ -126,14 +131,15 @@ void go_through(const Files& files, unsigned seed, int n_readers, int n_lists) {
 TEST(every_list_comes_out_whole_and_in_order) {
   const Files files("transfer_order");
   for (const int n_readers : {0, 1, 2, 4}) {
-    for (unsigned seed = 0; seed < 6; ++seed) {
+    for (unsigned seed = 0; seed < 8; ++seed) {
+      const PageCache cache = seed < 6 ? PageCache::past : PageCache::through;
       FaultyFiles disk(seed);
       disk.direct_opens = seed % 3 != 2;
       disk.longest_delay_us = seed % 2 ? 300 : 0;
-      disk.shortens = seed == 1 || seed == 4 ? 0.3 : 0;
-      disk.interrupts = seed == 3 || seed == 4 ? 0.2 : 0;
-      go_through(files, seed * 8 + static_cast<unsigned>(n_readers), n_readers, 12);
-      CHECK((disk.n_direct_reads() > 0) == disk.direct_opens);
+      disk.shortens = seed == 1 || seed == 4 || seed == 7 ? 0.3 : 0;
+      disk.interrupts = seed == 3 || seed == 4 || seed == 7 ? 0.2 : 0;
+      go_through(files, seed * 8 + static_cast<unsigned>(n_readers), n_readers, 12, cache);
+      CHECK((disk.n_direct_reads() > 0) == (disk.direct_opens && cache == PageCache::past));
     }
   }
 }
@@ -188,9 +194,61 @@ TEST(a_file_system_of_two_minds_is_read_all_the_same) {
   };
   const Files files("transfer_minds");
   TwoMinds disk;
-  const UncachedFile file(files.paths[0]);
-  const Memory memory(UncachedFile::room_for(7, 10000));
+  const RangeFile file(files.paths[0]);
+  const Memory memory(RangeFile::room_for(7, 10000));
   CHECK(std::memcmp(file.read(7, 10000, memory.at), files.content[0].data() + 7, 10000) == 0);
+}
+
+// Pages of a file that the page cache holds; -1: the system does not tell.
+int64_t n_cached_pages(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY);
+  const int64_t size = lseek(file, 0, SEEK_END);
+  void* const at = mmap(nullptr, static_cast<size_t>(size), PROT_READ, MAP_SHARED, file, 0);
+  std::vector<unsigned char> in_cache(static_cast<size_t>((size + kPage - 1) / kPage));
+  int64_t n = -1;
+  if (at != MAP_FAILED && mincore(at, static_cast<size_t>(size), in_cache.data()) == 0) {
+    n = 0;
+    for (const unsigned char c : in_cache) n += c & 1;
+  }
+  if (at != MAP_FAILED) munmap(at, static_cast<size_t>(size));
+  close(file);
+  return n;
+}
+
+void drop_pages(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY);
+  fdatasync(file);  // dirty pages stay
+  posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+  close(file);
+}
+
+TEST(reads_leave_the_page_cache_as_they_are_told) {
+  const Files files("transfer_cache");
+  const std::string& path = files.paths[0];
+  const int64_t n_bytes = static_cast<int64_t>(files.content[0].size());
+  drop_pages(path);
+  const int64_t n_before = n_cached_pages(path);
+  if (n_before != 0) {
+    std::printf("  not run: %s\n", n_before < 0 ? "the system does not tell what its page cache holds"
+                                                : "this file system keeps all in the page cache");
+    return;
+  }
+  const Memory memory(RangeFile::room_for(0, n_bytes));
+  const auto read_all_of = [&](const RangeFile& file) {
+    CHECK(std::memcmp(file.read(3, n_bytes - 3, memory.at, 8), files.content[0].data() + 3,
+                      static_cast<size_t>(n_bytes - 3)) == 0);
+  };
+  const RangeFile past(path), through(path, PageCache::through);
+  CHECK(!through.direct());
+  read_all_of(past);
+  CHECK(n_cached_pages(path) == 0);
+  read_all_of(through);
+  const int64_t n_all = (n_bytes + kPage - 1) / kPage;
+  CHECK(n_cached_pages(path) == n_all);
+  uint8_t some[100];
+  through.read_small(2 * kPage - 50, 100, some);
+  CHECK(std::memcmp(some, files.content[0].data() + 2 * kPage - 50, 100) == 0);
+  CHECK(n_cached_pages(path) == n_all);
 }
 
 TEST(a_failing_read_is_one_error_and_the_next_list_works) {

@@ -1,5 +1,5 @@
-// Reading ranges of a file without filling the page cache, which a memory limit counts: O_DIRECT where the
-// file system can, else plain reads whose pages are dropped behind them.
+// Reading ranges of a file into aligned memory: past the page cache, which a memory limit counts (O_DIRECT
+// where the file system can, else plain reads whose pages are dropped behind them), or through it.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -9,14 +9,16 @@
 
 namespace smezo {
 
-class UncachedFile {
+enum class PageCache : uint8_t { past, through };
+
+class RangeFile {
  public:
   static constexpr int64_t kAlign = 4096;
   // Bytes of memory, aligned to kAlign, that reading n bytes at `offset` takes: the range widened to whole
   // pages.
   static int64_t room_for(int64_t offset, int64_t n_bytes);
 
-  explicit UncachedFile(const std::string& path);  // IoError
+  explicit RangeFile(const std::string& path, PageCache cache = PageCache::past);  // IoError
   bool direct() const { return direct_.has_value(); }
   // Reads [offset, offset + n_bytes) somewhere into `to` (aligned, room_for bytes) and returns where it
   // begins, a multiple of `align` (a power of two, at most kAlign) wherever it lay in the file. IoError, also
@@ -29,6 +31,7 @@ class UncachedFile {
  private:
   void read_pages(int64_t offset, int64_t n_bytes, uint8_t* to) const;
 
+  PageCache cache_;
   File plain_;
   std::optional<File> direct_;
 };

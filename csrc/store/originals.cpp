@@ -1,4 +1,4 @@
-#include "store/kept.h"
+#include "store/originals.h"
 
 #include <algorithm>
 
@@ -30,7 +30,7 @@ uint64_t content_of(const std::map<std::string, uint64_t>& hashes) {
 
 }  // namespace
 
-Kept::Kept(const std::string& path) : file_(Safetensors::open(path)) {
+Originals::Originals(const std::string& path) : file_(Safetensors::open(path)) {
   const auto& m = file_.metadata();
   const auto need = [&](const char* key, const std::string& expected) {
     const auto at = m.find(key);
@@ -55,13 +55,13 @@ Kept::Kept(const std::string& path) : file_(Safetensors::open(path)) {
   }
 }
 
-int64_t Kept::n_elements() const {
+int64_t Originals::n_elements() const {
   int64_t n = 0;
   for (const std::string& name : names_) n += file_.at(name).n;
   return n;
 }
 
-uint64_t Kept::prove() const {
+uint64_t Originals::prove() const {
   std::map<std::string, uint64_t> hashes;
   std::vector<uint8_t> piece(static_cast<size_t>(kPieceBytes));
   for (const TensorEntry& e : file_.tensors()) {
@@ -80,7 +80,7 @@ uint64_t Kept::prove() const {
   return found;
 }
 
-int64_t Kept::fill(const std::string& name, int64_t cols, IndexOverlay& o) const {
+int64_t Originals::fill(const std::string& name, int64_t cols, IndexOverlay& o) const {
   const TensorEntry* const entry = file_.find(name);
   if (entry == nullptr) return 0;
   std::vector<float> values;
@@ -102,8 +102,8 @@ int64_t Kept::fill(const std::string& name, int64_t cols, IndexOverlay& o) const
   return n_found;
 }
 
-void KeptSink::write(size_t tensor, const void* elements, const float* values) {
-  const KeptTensor& t = (*tensors_)[tensor];
+void OriginalsSink::write(size_t tensor, const void* elements, const float* values) {
+  const OriginalTensor& t = (*tensors_)[tensor];
   const int64_t list_bytes = t.n * (t.list_dtype == "I64" ? 8 : 4);
   to_->write(2 * tensor, values, t.n * 4);
   to_->write(2 * tensor + 1, elements, list_bytes);
@@ -111,12 +111,12 @@ void KeptSink::write(size_t tensor, const void* elements, const float* values) {
   hashes_[t.name + kElements] = hash_bytes(elements, list_bytes);
 }
 
-int64_t write_kept(const std::string& path, const std::string& index_hash,
-                   const std::string& source_fingerprint, const std::vector<KeptTensor>& tensors,
-                   const std::function<std::string(KeptSink&)>& fill) {
+int64_t write_originals(const std::string& path, const std::string& index_hash,
+                        const std::string& source_fingerprint, const std::vector<OriginalTensor>& tensors,
+                        const std::function<std::string(OriginalsSink&)>& fill) {
   std::vector<TensorSpec> specs;
   int64_t n_bytes = 0;
-  for (const KeptTensor& t : tensors) {
+  for (const OriginalTensor& t : tensors) {
     specs.push_back({t.name, "F32", {t.n}});
     specs.push_back({t.name + kElements, t.list_dtype, {t.n}});
     n_bytes += t.n * (t.list_dtype == "I64" ? 12 : 8);
@@ -130,7 +130,7 @@ int64_t write_kept(const std::string& path, const std::string& index_hash,
                      {"base_fingerprint", later},
                      {"content_hash", later}},
                     [&](SafetensorsSink& to) {
-                      KeptSink sink;
+                      OriginalsSink sink;
                       sink.to_ = &to;
                       sink.tensors_ = &tensors;
                       to.replace_metadata("base_fingerprint", fill(sink));

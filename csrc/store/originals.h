@@ -21,10 +21,10 @@ namespace smezo {
 
 constexpr const char* kKeptFile = "kept.safetensors";
 
-class Kept {
+class Originals {
  public:
   // Proves the header. FormatError, IoError.
-  explicit Kept(const std::string& path);
+  explicit Originals(const std::string& path);
 
   const std::string& path() const { return file_.shard_path(0); }
   const std::vector<std::string>& names() const { return names_; }  // of weights, in byte order
@@ -43,29 +43,30 @@ class Kept {
 };
 
 // What a kept file will hold of one weight.
-struct KeptTensor {
+struct OriginalTensor {
   std::string name;
   std::string list_dtype;  // I32 or I64
   int64_t n;
 };
 
-class KeptSink {
+class OriginalsSink {
  public:
   // All of tensor number `tensor`: `elements` as the list's dtype says, n values.
   void write(size_t tensor, const void* elements, const float* values);
 
  private:
-  friend int64_t write_kept(const std::string&, const std::string&, const std::string&,
-                            const std::vector<KeptTensor>&, const std::function<std::string(KeptSink&)>&);
+  friend int64_t write_originals(const std::string&, const std::string&, const std::string&,
+                                 const std::vector<OriginalTensor>&,
+                                 const std::function<std::string(OriginalsSink&)>&);
   SafetensorsSink* to_ = nullptr;
-  const std::vector<KeptTensor>* tensors_ = nullptr;
+  const std::vector<OriginalTensor>* tensors_ = nullptr;
   std::map<std::string, uint64_t> hashes_;  // of entries, by name
 };
 
 // Written new, synced, renamed. `fill` writes every tensor and returns the fingerprint of the quantized
 // weights. Returns the bytes of all tensors.
-int64_t write_kept(const std::string& path, const std::string& index_hash,
-                   const std::string& source_fingerprint, const std::vector<KeptTensor>& tensors,
-                   const std::function<std::string(KeptSink&)>& fill);
+int64_t write_originals(const std::string& path, const std::string& index_hash,
+                        const std::string& source_fingerprint, const std::vector<OriginalTensor>& tensors,
+                        const std::function<std::string(OriginalsSink&)>& fill);
 
 }  // namespace smezo

@@ -1,4 +1,4 @@
-#include "io/uncached.h"
+#include "io/range_file.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -9,8 +9,8 @@
 namespace smezo {
 namespace {
 
-int64_t down(int64_t n) { return n / UncachedFile::kAlign * UncachedFile::kAlign; }
-int64_t up(int64_t n) { return down(n + UncachedFile::kAlign - 1); }
+int64_t down(int64_t n) { return n / RangeFile::kAlign * RangeFile::kAlign; }
+int64_t up(int64_t n) { return down(n + RangeFile::kAlign - 1); }
 
 std::optional<File> open_directly(const std::string& path) {
   try {
@@ -28,21 +28,26 @@ uint8_t* aligned_down(uint8_t* at, int64_t n_bytes, int64_t align) {
 
 }  // namespace
 
-int64_t UncachedFile::room_for(int64_t offset, int64_t n_bytes) {
-  return up(offset + n_bytes) - down(offset);
-}
+int64_t RangeFile::room_for(int64_t offset, int64_t n_bytes) { return up(offset + n_bytes) - down(offset); }
 
-UncachedFile::UncachedFile(const std::string& path)
-    : plain_(File::open(path, Open::read)), direct_(open_directly(path)) {}
+RangeFile::RangeFile(const std::string& path, PageCache cache)
+    : cache_(cache),
+      plain_(File::open(path, Open::read)),
+      direct_(cache == PageCache::past ? open_directly(path) : std::nullopt) {}
 
-uint8_t* UncachedFile::read(int64_t offset, int64_t n_bytes, uint8_t* to, int64_t align) const {
+uint8_t* RangeFile::read(int64_t offset, int64_t n_bytes, uint8_t* to, int64_t align) const {
   if (n_bytes == 0) return to;
+  if (cache_ == PageCache::through) {
+    plain_.will_need(offset, n_bytes);  // all of it on its way at once
+    plain_.read(to, n_bytes, offset);
+    return to;
+  }
   read_pages(offset, n_bytes, to);
   // `to` begins with a page, so there is room below.
   return aligned_down(to + (offset - down(offset)), n_bytes, align);
 }
 
-void UncachedFile::read_pages(int64_t offset, int64_t n_bytes, uint8_t* to) const {
+void RangeFile::read_pages(int64_t offset, int64_t n_bytes, uint8_t* to) const {
   const int64_t begin = down(offset), end = offset + n_bytes;
   if (direct_) {
     // The last page may be cut short by the end of the file: whole pages are asked for, `end` must be
@@ -67,9 +72,9 @@ void UncachedFile::read_pages(int64_t offset, int64_t n_bytes, uint8_t* to) cons
   plain_.drop_cache(begin, up(end) - begin);
 }
 
-void UncachedFile::read_small(int64_t offset, int64_t n_bytes, void* to) const {
+void RangeFile::read_small(int64_t offset, int64_t n_bytes, void* to) const {
   plain_.read(to, n_bytes, offset);
-  plain_.drop_cache(down(offset), up(offset + n_bytes) - down(offset));
+  if (cache_ == PageCache::past) plain_.drop_cache(down(offset), up(offset + n_bytes) - down(offset));
 }
 
 }  // namespace smezo
