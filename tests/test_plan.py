@@ -22,7 +22,7 @@ from pysmezo import (
     planning,
 )
 
-CONFIG = tiny_llama.config(hidden=128, inner=384) | {"vocab_size": 1200}
+CONFIG = tiny_llama.config(hidden=128, inner=384) | {"vocab_size": 1200, "max_position_embeddings": 4096}
 METHODS = {
     "sensitive": Sensitive(fraction=0.01),
     "mezo": MeZO(),
@@ -208,7 +208,7 @@ def test_command(command):
 
 def test_command_says_what_would_fit(command):
     flags = ("--method", "sensitive", "--memory-budget", "6MiB")
-    code, found, err = command(*flags, "--batch", 64, "--length", 200)
+    code, found, err = command(*flags, "--batch", 64, "--length", 1000)
     assert code == cli.DOES_NOT_FIT and not found["fits"]
     assert f"expected at least {found['smallest_budget_bytes']}" in err
     length = found["largest_length"]
@@ -216,7 +216,7 @@ def test_command_says_what_would_fit(command):
     assert command(*flags, "--batch", 64, "--length", length + 1)[0] == cli.DOES_NOT_FIT
     least = found["smallest_budget_bytes"]
     for budget, expected in ((least, cli.OK), (least - 1, cli.DOES_NOT_FIT)):
-        flags = ("--method", "sensitive", "--memory-budget", budget, "--batch", 64, "--length", 200)
+        flags = ("--method", "sensitive", "--memory-budget", budget, "--batch", 64, "--length", 1000)
         assert command(*flags)[0] == expected
     assert command("--memory-budget", "plenty")[0] == cli.USAGE
 
