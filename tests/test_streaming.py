@@ -119,7 +119,12 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+def quickly(quick, names):
+    """Parameters of which only `quick` are run by tools/check quick."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", quickly(("sensitive", "sparse-mezo, two queries, decay"), METHODS))
 def test_budgets_give_the_same_bits(base, tmp_path, name):
     resident, logits, _ = run_of(base, tmp_path / "resident", METHODS[name])
     assert resident[0].bytes_read == 0
@@ -301,7 +306,7 @@ def test_quantization_of_another_library_is_refused(base, tmp_path):
         Runtime.from_pretrained(copy)
 
 
-@pytest.mark.parametrize("name", ["mezo", "sparse-mezo", "largest-mask"])
+@pytest.mark.parametrize("name", quickly(("sparse-mezo",), ["mezo", "sparse-mezo", "largest-mask"]))
 def test_streamed_state_is_found_again(base, tmp_path, name):
     """Closed anywhere between generations, opened in memory or streamed: the run goes on with the same bits."""
     streamed = {"memory_budget": "32MiB", "stream_trained": True, "generation_every": 3}
