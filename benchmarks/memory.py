@@ -16,8 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from . import common
 
 MIB = 1 << 20
@@ -110,14 +108,9 @@ def make_model(name: str, folder: Path) -> Path:
 
 def packed(texts: int, tokens: int, choice: bool, seed: int = 0):
     """Random ids; a choice between two tokens, or one label a text."""
-    from pysmezo import packing
+    from pysmezo import planning
 
-    ids = np.random.default_rng(seed).integers(3, VOCABULARY, (texts, tokens))
-    if choice:
-        return packing.pack_choices([row[:-1].astype(np.int32) for row in ids], [[1], [2]], [0] * texts)
-    labels = np.full_like(ids, -100)
-    labels[:, -1] = ids[:, -1]
-    return packing.pack_sequences({"input_ids": ids, "labels": labels})
+    return planning.random_batch(texts, tokens, VOCABULARY, [[1], [2]] if choice else None, seed)
 
 
 def predict(model: Path, case, budget: int | None) -> dict:

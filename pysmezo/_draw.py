@@ -105,7 +105,8 @@ def _parts(ax, steps, parts) -> None:
     ax.set(title=f"One step: {1e3 * total:.0f} ms", xlabel="ms a step (mean)", xlim=(0, 1180 * max(max(values), 1e-9)))
 
 
-def draw(run_dir, out) -> None:
+def pyplot():
+    """matplotlib.pyplot, for files. ArgumentError: it is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -115,6 +116,17 @@ def draw(run_dir, out) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def save(figure, out) -> None:
+    temp = f"{out}.tmp"
+    figure.savefig(temp, dpi=130, format="png")
+    os.replace(temp, out)
+
+
+def draw(run_dir, out) -> None:
+    plt = pyplot()
     steps, evaluations, parts, run = load(run_dir)
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), width_ratios=(1.5, 1, 1), layout="constrained")
     _learning(axes[0], steps, evaluations, run)
@@ -131,15 +143,13 @@ def draw(run_dir, out) -> None:
             fontsize=10,
             color=INK,
         )
-    temp = f"{out}.tmp"
-    figure.savefig(temp, dpi=130, format="png")
-    os.replace(temp, out)
+    save(figure, out)
 
 
-def main(argv=None) -> int:
-    run_dir, out = sys.argv[1:] if argv is None else argv
+def main(argv=None, drawn=draw) -> int:
+    source, out = sys.argv[1:] if argv is None else argv
     try:
-        draw(run_dir, out)
+        drawn(source, out)
     except PysmezoError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return 2

@@ -99,15 +99,25 @@ def core_batch(p: packing.Packed):
 def shaped(batch: int, length: int, vocab_size: int, options=None) -> packing.Packed:
     """A batch of that many texts of that many tokens each, spread over the vocabulary. options: a choice task's label words as lists
     of ids, the longest counted in `length`; None: one label a text."""
+    return _filled(batch, length, options, lambda *shape: _spread(*shape, vocab_size))
+
+
+def random_batch(batch: int, length: int, vocab_size: int, options=None, seed: int = 0) -> packing.Packed:
+    """A batch of the shape that `shaped` has, of random tokens: what memory and speed are measured on."""
+    rng = np.random.default_rng(seed)
+    return _filled(batch, length, options, lambda *shape: rng.integers(0, vocab_size, shape))
+
+
+def _filled(batch: int, length: int, options, ids_of) -> packing.Packed:
     if batch < 1 or length < 2:
-        raise ArgumentError(f"[plan] {batch} texts of {length} tokens, expected at least 1 of at least 2")
+        raise ArgumentError(f"[batch] {batch} texts of {length} tokens, expected at least 1 of at least 2")
     if options is None:
-        ids = _spread(batch, length, vocab_size)
+        ids = ids_of(batch, length)
         labels = np.full_like(ids, -100)
-        labels[:, -1] = 0
+        labels[:, -1] = ids[:, -1]
         return packing.pack_sequences({"input_ids": ids, "labels": labels})
     n = max(1, length - max(map(len, options)))
-    return packing.pack_choices(list(_spread(batch, n, vocab_size).astype(np.int32)), options, [0] * batch)
+    return packing.pack_choices(list(ids_of(batch, n).astype(np.int32)), options, [0] * batch)
 
 
 def _spread(batch: int, length: int, vocab_size: int) -> np.ndarray:

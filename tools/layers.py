@@ -26,7 +26,12 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 # Packages that cost the training process tens to hundreds of megabytes; a function may import them, a module may not.
 HEAVY = {"torch", "transformers", "tokenizers", "matplotlib", "datasets", "bitsandbytes", "pandas"}
 # Modules that run in a child process only. Others may start them but not import them.
-CHILDREN = {"_tokenize": {"tokenizers", "transformers"}, "_encode": {"tokenizers"}, "_draw": {"matplotlib"}}
+CHILDREN = {
+    "_tokenize": {"tokenizers", "transformers"},
+    "_encode": {"tokenizers"},
+    "_draw": {"matplotlib"},
+    "_draw_memory": set(),
+}
 
 LONG, TOO_LONG = 450, 600
 SOURCE = {".h", ".inl", ".cpp", ".cu", ".cuh", ".py"}

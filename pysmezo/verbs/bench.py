@@ -12,6 +12,7 @@ from ..cli import OK
 from ..errors import ArgumentError
 from ..memory import peaks, reset_peak
 from ..progress import ByteProgress, mib
+from . import bench_memory
 
 # --dtype of make-model -> (block weights in NF4, their absmax in 8 bits)
 MODEL_DTYPES = {"bf16": (False, False), "nf4": (True, False), "nf4-dq": (True, True)}
@@ -54,6 +55,11 @@ def make_model(a):
 # subcommand -> (adds its flags, runs it, what it does)
 COMMANDS = {
     "make-model": (make_model_flags, make_model, "write a random-weight model of a named shape"),
+    "memory": (
+        bench_memory.add_flags,
+        bench_memory.run,
+        "draw what a run holds by purpose over time, beside its budget",
+    ),
 }
 
 
