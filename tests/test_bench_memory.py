@@ -4,7 +4,10 @@ are the oracles.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -40,6 +43,11 @@ def model(tmp_path_factory):
     weights = tiny_llama.to_bf16(tiny_llama.random_weights(CONFIG))
     folder = tiny_llama.save(tmp_path_factory.mktemp("model") / "tiny", CONFIG, weights, "BF16")
     tiny_task.write_tokenizer(folder)
+    # What was just written may lie in the page cache in blocks of 2 MiB, and one touched value of a mapped file then brings
+    # a block into the process; what is read from the disk does not.
+    with open(folder / "model.safetensors", "rb") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return folder
 
 
@@ -52,18 +60,21 @@ def command(model, **flags):
 @pytest.fixture(scope="module", params=RUNS)
 def measured(request, model, tmp_path_factory):
     """(name, result, rows, what it printed) of a run."""
-    import contextlib
-    import io
-
     flags = dict(RUNS[request.param])
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "task":
         flags["task"] = folder / "task.yaml"
         flags["task"].write_text(tiny_task.TASK_YAML)
+        flags["config"] = folder / "run.yaml"
+        flags["config"].write_text(
+            f"method: {flags.pop('method')}\nfraction: {flags.pop('fraction')}\nmemory-budget: 1MiB\n"
+        )
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert command(model, **flags, out=folder / "run.png") == cli.OK
     text = out.getvalue()
-    assert {p.name for p in folder.iterdir()} <= {"run.png", "run.jsonl", "task.yaml"}, "the run folder is gone"
+    assert {p.name for p in folder.iterdir()} <= {"run.png", "run.jsonl", "task.yaml", "run.yaml"}, (
+        "the run folder is gone"
+    )
     return request.param, json.loads(text.splitlines()[-1]), held.read(folder / "run.jsonl"), text
 
 
@@ -83,7 +94,7 @@ def test_result(measured, model):
         assert r["within_budget"] is True and r["peak_rss_bytes"] <= r["rss_at_open_bytes"] + budget
         assert r["bytes_read_per_step"] > MIB
     assert r["step_s"] > 0 and 0 <= r["stall_s"] < r["step_s"] and r["bytes_written_per_step"] >= 44
-    assert (r["bytes_written_per_step"] > MIB) == (name == "generations")
+    assert (r["bytes_written_per_step"] > 100_000) == (name == "generations")
     line = next(x for x in text.splitlines() if x.startswith("process = "))
     for n in (r["rss_at_open_bytes"], r["peak_rss_bytes"], r["predicted_process_bytes"]):
         assert f"{n / MIB:.0f} MiB" in line
@@ -92,18 +103,20 @@ def test_result(measured, model):
 
 def test_prediction_is_the_plan(measured, model, capsys, tmp_path):
     name, r, _, _ = measured
-    flags = {k: v for k, v in RUNS[name].items() if k not in ("stream-trained", "generation-every")}
-    if len(flags) < len(RUNS[name]):
-        return
-    if name == "task":
-        (tmp_path / "task.yaml").write_text(tiny_task.TASK_YAML)
-        flags["task"] = tmp_path / "task.yaml"
-    flags = {"model": model, "batch": 4, "length": 24, "threads": 2, **flags}
-    assert cli.main(["plan", "--json", *(x for k, v in flags.items() for x in (f"--{k}", str(v)))]) == cli.OK
-    planned = json.loads(capsys.readouterr().out.splitlines()[-1])
+    flags = {"model": model, "batch": 4, "length": 24, "threads": 2, **RUNS[name]}
+    if name == "generations":  # `plan` has no flags for them
+        given = {"threads": 2, "memory_budget": "24MiB", "stream_trained": True, "generation_every": 2}
+        planned = planning.plan(planning.planner(model, methods.SparseMeZO(), **given), 4, 24, 1)
+    else:
+        if name == "task":
+            flags["task"] = tmp_path / "task.yaml"
+            flags["task"].write_text(tiny_task.TASK_YAML)
+        assert cli.main(["plan", "--json", *(x for k, v in flags.items() for x in (f"--{k}", str(v)))]) == cli.OK
+        planned = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert r["predicted_by_purpose"] == planned["bytes_by_purpose"]
     assert r["predicted_process_bytes"] - r["rss_at_open_bytes"] == planned["predicted_peak_bytes"]
-    assert r["bytes_read_per_step"] == pytest.approx(planned["bytes_read_per_step"], rel=0.02)
+    if name != "generations":  # there is none to read before the first is written
+        assert r["bytes_read_per_step"] == pytest.approx(planned["bytes_read_per_step"], rel=0.02)
 
 
 def test_samples_follow_the_run(measured):
@@ -198,18 +211,8 @@ def test_summed_by_hand():
     rows = rows_by_hand()
     took = {"seconds": 2.0, "stall_s": 0.5, "bytes_read": 100, "bytes_written": 10}
     rows[6] |= took | {"peak_rss_bytes": 50}
-    last = {"seconds": 4.0, "bytes_read": 201, "bytes_written": 21}
-    rows.append(
-        {
-            "type": "held",
-            "s": 9,
-            "phase": "step 2",
-            "bytes_by_purpose": {"ring": 8},
-            "peak_rss_bytes": 58,
-            **took,
-            **last,
-        }
-    )
+    took |= {"seconds": 4.0, "bytes_read": 201, "bytes_written": 21}
+    rows.append(rows[6] | took | {"s": 9, "phase": "step 2", "peak_rss_bytes": 58})
     r = bench_memory.summed(rows)
     assert (r["rss_at_open_bytes"], r["peak_rss_bytes"], r["predicted_process_bytes"]) == (30, 58, 50)
     assert r["within_budget"] is False and "ABOVE the line" in "\n".join(bench_memory.lines(r))
