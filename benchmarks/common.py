@@ -143,9 +143,13 @@ def rows(file: str) -> list[dict]:
 
 
 def finish(name: str, result: dict, as_json: bool) -> None:
-    """Appends the result to results/NAME.jsonl and prints it: a table for people, or one JSON object as the last
-    line."""
+    """Appends the result to results/NAME.jsonl and shows it."""
     append(f"{name}.jsonl", {"date": datetime.date.today().isoformat(), **result})
+    show(result, as_json)
+
+
+def show(result: dict, as_json: bool) -> None:
+    """A table for people, or one JSON object as the last line."""
     if as_json:
         print(json.dumps(result))
         return

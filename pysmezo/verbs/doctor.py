@@ -102,7 +102,7 @@ def disk_rates(folder: str) -> dict[str, float | None]:
         return {"write_bytes_per_s": written, "read_bytes_per_s": read_rate(f.name)}
 
 
-def read_rate(path: str) -> float | None:
+def read_rate(path: str, block_bytes: int = BLOCK_BYTES) -> float | None:
     """Bytes a second of two threads that read a file past the page cache, as streaming does; None where the file system cannot."""
     import mmap
     from concurrent.futures import ThreadPoolExecutor
@@ -114,17 +114,17 @@ def read_rate(path: str) -> float | None:
     except OSError:
         return None
     try:
-        n_blocks = os.fstat(handle).st_size // BLOCK_BYTES
+        n_blocks = os.fstat(handle).st_size // block_bytes
 
         def read(thread: int) -> None:
-            block = mmap.mmap(-1, BLOCK_BYTES)  # aligned to a page
+            block = mmap.mmap(-1, block_bytes)  # aligned to a page
             for i in range(thread, n_blocks, N_READERS):
-                os.preadv(handle, [block], i * BLOCK_BYTES)
+                os.preadv(handle, [block], i * block_bytes)
 
         start = time.perf_counter()
         with ThreadPoolExecutor(N_READERS) as pool:
             list(pool.map(read, range(N_READERS)))
-        return n_blocks * BLOCK_BYTES / (time.perf_counter() - start)
+        return n_blocks * block_bytes / (time.perf_counter() - start)
     except OSError:
         return None
     finally:
