@@ -11,6 +11,7 @@ values.
   4  SMS spam, one seed; lr carried over by the ratio of the measured curvatures (lr * tr(H) here / tr(H) there).
   5  seed 0 again with operand "split", which rounds no perturbation away.
   6  SparseMeZO, seed 0, with the exact Gaussian and with Rademacher noise (gaussian8 is what stages 0-5 use).
+  7  SparseMeZO again over the demo's model quantized to NF4: lr, eps, seeds and batches of stage 2.
 
 Every finished piece is a row of results/learning.jsonl and is not run again; unfinished runs go on from their journals
 in the cache. `--table` prints the paired comparison, `--plot` draws docs/learning.png; neither runs anything.
@@ -20,6 +21,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -83,11 +86,20 @@ def method_of(name: str, noise: str = "gaussian8"):
     return TABLE[name](noise=noise) if name == "mezo" else TABLE[name](sparsity=SPARSITY, noise=noise)
 
 
-def open_run(work: Work, method, seed: int, lr, eps, operand: str, run_dir):
+def nf4_model(work: Work) -> Path:
+    """The demo's model with its block weights in NF4, made once."""
+    out = common.cache_dir("nf4") / "model"
+    if not out.exists():
+        command = [sys.executable, "-m", "pysmezo", "quantize", "--model", str(work.demo / "model"), "--dtype", "nf4"]
+        subprocess.run([*command, "--out", str(out)], cwd=common.ROOT, check=True, stdout=sys.stderr)
+    return out
+
+
+def open_run(work: Work, method, seed: int, lr, eps, operand: str, run_dir, model: Path | None = None):
     from pysmezo import Runtime
 
     return Runtime.from_pretrained(
-        work.demo / "model",
+        model or work.demo / "model",
         method=method,
         lr=lr,
         eps=eps,
@@ -137,16 +149,26 @@ def dev_scores(run, dataset) -> dict:
 
 
 def train(
-    work: Work, key: str, task: str, method, seed: int, lr: float, eps: float, operand: str, steps: int, test: bool
+    work: Work,
+    key: str,
+    task: str,
+    method,
+    seed: int,
+    lr: float,
+    eps: float,
+    operand: str,
+    steps: int,
+    test: bool,
+    model: Path | None = None,
 ) -> dict:
     """One run to its end, from its journal if it began earlier. Looks at dev every LOOK_EVERY steps (rows of their
-    own), and at test once."""
+    own), and at test once. model: None is the demo's."""
     from pysmezo.trainer import evaluate
 
     sets = work.data(task)
     curve: list[dict] = []
     losses: list[float] = []
-    with open_run(work, method, seed, lr, eps, operand, common.cache_dir("runs", *key.split("/"))) as run:
+    with open_run(work, method, seed, lr, eps, operand, common.cache_dir("runs", *key.split("/")), model) as run:
         if not run.started:
             run._engine.start(lr, eps)
 
@@ -220,8 +242,18 @@ def tune(work: Work, name: str) -> dict:
     return {"lr": d["lr"] * FACTOR**best, "eps": d["eps"], "interior": interior, "trace_h": d["trace_h"]}
 
 
-def final(work: Work, key: str, task: str, method, seed: int, lr: float, eps: float, operand: str = "nearest") -> None:
-    work.piece(key, lambda: train(work, key, task, method, seed, lr, eps, operand, STEPS, True))
+def final(
+    work: Work,
+    key: str,
+    task: str,
+    method,
+    seed: int,
+    lr: float,
+    eps: float,
+    operand: str = "nearest",
+    model: Path | None = None,
+) -> None:
+    work.piece(key, lambda: train(work, key, task, method, seed, lr, eps, operand, STEPS, True, model))
 
 
 def all_stages(work: Work) -> None:
@@ -250,6 +282,9 @@ def all_stages(work: Work) -> None:
     for noise in ("gaussian", "rademacher"):
         c = chosen["sparse-mezo"]
         final(work, f"noise/rt/sparse-mezo/{noise}/seed0", "rt", method_of("sparse-mezo", noise), 0, c["lr"], c["eps"])
+    for seed in SEEDS:
+        c, key = chosen["sparse-mezo"], f"nf4/rt/sparse-mezo/seed{seed}"
+        final(work, key, "rt", method_of("sparse-mezo"), seed, c["lr"], c["eps"], model=nf4_model(work))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import statistics
 NAMES = {"mezo": "MeZO", "random-mask": "RandomMask(0.75)", "sparse-mezo": "SparseMeZO(0.75)"}
 # Student's t, 97.5 % point, by degrees of freedom.
 T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+MOST_LOST = -0.02  # of test accuracy by an NF4 base
 MEASURES = {
     "test_loss": "cross-entropy",
     "test_accuracy": "accuracy",
@@ -65,6 +66,24 @@ def _runs(title: str, chosen: list[dict]) -> list[str]:
             )
         )
     return out
+
+
+def _nf4(rows: list[dict]) -> list[str]:
+    """Test accuracy over an NF4 base less that over the bf16 base, seed by seed."""
+    over_nf4, over_bf16 = (finals(rows, kind).get("sparse-mezo", {}) for kind in ("nf4/rt", "final/rt"))
+    both = sorted(set(over_nf4) & set(over_bf16))
+    if not both:
+        return []
+    mean, half = interval([over_nf4[s]["test_accuracy"] - over_bf16[s]["test_accuracy"] for s in both])
+    lower = mean - half
+    reading = f"{'above' if lower > MOST_LOST else 'not above'} {MOST_LOST:+.2f}"
+    return [
+        "",
+        "NF4 base less bf16 base, test accuracy, seed by seed",
+        "",
+        *_head(["method", "seeds", "mean", "lower end of the 95 % t interval", "reading"]),
+        _line([NAMES["sparse-mezo"], str(len(both)), f"{mean:+.4f}", f"{lower:+.4f}", reading]),
+    ]
 
 
 def table(rows: list[dict]) -> str:
@@ -155,11 +174,16 @@ def table(rows: list[dict]) -> str:
                 )
             )
     out += _runs("Every run on Rotten Tomatoes", [r for s in found.values() for r in s.values()])
-    for title, kind in (("SMS spam", "final/spam"), ("Operand split", "split/rt"), ("Kinds of noise", "noise/rt")):
+    for title, kind in (
+        ("SMS spam", "final/spam"),
+        ("Operand split", "split/rt"),
+        ("Kinds of noise", "noise/rt"),
+        ("Base in NF4", "nf4/rt"),
+    ):
         chosen = [r for r in rows if r["piece"].startswith(kind + "/") and "test_loss" in r]
         if chosen:
             out += _runs(title, chosen)
-    return "\n".join(out)
+    return "\n".join([*out, *_nf4(rows)])
 
 
 def plot(rows: list[dict], path) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -152,7 +151,3 @@ def copy(model: Path, to: Path) -> Path:
         os.fsync(handle)  # dirty pages cannot be dropped
         os.close(handle)
     return out
-
-
-def median_of_ratios(over: list[float], under: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(over, under, strict=True))
