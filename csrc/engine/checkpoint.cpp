@@ -323,7 +323,7 @@ double Engine::Impl::measure_replay_rate() {
   record.c.assign(static_cast<size_t>(header.method.queries), 0.0f);
   // On a copy: only a committed record may touch what trains (I1).
   if (const IndexOverlay* overlay = store->overlay(largest)) {
-    IndexOverlay copy = *overlay;
+    IndexOverlay copy = overlay->copy();
     const WeightView shape = store->shape(largest);
     const double s = seconds_of(
         [&] { catch_up_rows(shape, &copy, method, header.seed, {record}, kernels, 0, shape.rows); });

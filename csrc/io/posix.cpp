@@ -80,6 +80,11 @@ class PosixFileSystem final : public FileSystem {
   int map(int handle, int64_t n_bytes, const uint8_t** at) override {
     void* p = mmap(nullptr, static_cast<size_t>(n_bytes), PROT_READ, MAP_SHARED, handle, 0);
     if (p == MAP_FAILED) return -errno;
+#ifdef MADV_NOHUGEPAGE
+    // A file that was just written may lie in the page cache in blocks of 2 MiB: one value touched would
+    // bring all of its block.
+    madvise(p, static_cast<size_t>(n_bytes), MADV_NOHUGEPAGE);
+#endif
     *at = static_cast<const uint8_t*>(p);
     return 0;
   }
@@ -88,6 +93,8 @@ class PosixFileSystem final : public FileSystem {
   }
   void dont_need(const uint8_t* at, int64_t n_bytes) override {
     madvise(const_cast<uint8_t*>(at), static_cast<size_t>(n_bytes), MADV_DONTNEED);
+    // A fault next to these pages brings what lies around it, but not beyond where the advice changes.
+    madvise(const_cast<uint8_t*>(at), static_cast<size_t>(n_bytes), MADV_SEQUENTIAL);
   }
   void will_need(int handle, int64_t offset, int64_t n_bytes) override {
     advise(handle, offset, n_bytes, true);

@@ -1,5 +1,6 @@
 #include "kernels/overlay.h"
 
+#include <algorithm>
 #include <string>
 
 #include "base/error.h"
@@ -31,27 +32,42 @@ void put(void* strip, DType dtype, int64_t i, float x) {
 }  // namespace
 
 int64_t IndexOverlay::n_bytes_of(int64_t rows, int64_t n) {
-  return (rows + 1) * static_cast<int64_t>(sizeof(uint32_t)) +
-         n * static_cast<int64_t>(sizeof(uint16_t) + sizeof(float));
+  return whole_pages((rows + 1) * static_cast<int64_t>(sizeof(uint32_t)) +
+                     n * static_cast<int64_t>(sizeof(uint16_t) + sizeof(float)));
+}
+
+IndexOverlay::IndexOverlay(int64_t rows, int64_t n) : memory_(allocate_pages(n_bytes_of(rows, n))) {
+  check<BudgetError>(memory_ != nullptr, "index set",
+                     "no memory for " + std::to_string(n_bytes_of(rows, n)) + " bytes of indices and values");
+  const size_t n_rows = static_cast<size_t>(rows), size = static_cast<size_t>(n);
+  row_begin = {static_cast<uint32_t*>(memory_.get()), n_rows + 1};
+  value = {reinterpret_cast<float*>(row_begin.data() + n_rows + 1), size};
+  col = {reinterpret_cast<uint16_t*>(value.data() + size), size};
+}
+
+IndexOverlay IndexOverlay::copy() const {
+  IndexOverlay out(static_cast<int64_t>(row_begin.size()) - 1, n());
+  std::copy(row_begin.begin(), row_begin.end(), out.row_begin.begin());
+  std::copy(col.begin(), col.end(), out.col.begin());
+  std::copy(value.begin(), value.end(), out.value.begin());
+  return out;
 }
 
 IndexOverlay make_overlay(const std::vector<int64_t>& elements, int64_t rows, int64_t cols) {
   check<ArgumentError>(cols <= 65536, "index set",
                        "a tensor of " + std::to_string(cols) + " columns, expected at most 65536");
-  IndexOverlay o;
-  o.row_begin.assign(static_cast<size_t>(rows) + 1, 0);
-  o.col.reserve(elements.size());
+  IndexOverlay o(rows, static_cast<int64_t>(elements.size()));
   int64_t before = -1;
-  for (const int64_t e : elements) {
+  for (size_t i = 0; i < elements.size(); ++i) {
+    const int64_t e = elements[i];
     check<ArgumentError>(e > before && e < rows * cols, "index set",
                          "element " + std::to_string(e) + " after " + std::to_string(before) +
                              ", expected increasing numbers below " + std::to_string(rows * cols));
     before = e;
     ++o.row_begin[static_cast<size_t>(e / cols) + 1];
-    o.col.push_back(static_cast<uint16_t>(e % cols));
+    o.col[i] = static_cast<uint16_t>(e % cols);
   }
   for (size_t r = 1; r < o.row_begin.size(); ++r) o.row_begin[r] += o.row_begin[r - 1];
-  o.value.assign(elements.size(), 0.0f);
   return o;
 }
 

@@ -3,19 +3,30 @@
 // on every instruction set.
 #pragma once
 #include <cstdint>
+#include <span>
 #include <vector>
 
+#include "base/pages.h"
 #include "kernels/kernels.h"
 
 namespace smezo {
 
-struct IndexOverlay {
-  std::vector<uint32_t> row_begin;  // [rows + 1], into the two others
-  std::vector<uint16_t> col;        // increasing within a row
-  std::vector<float> value;
+class IndexOverlay {
+ public:
+  IndexOverlay() = default;
+  // Zeros. BudgetError.
+  IndexOverlay(int64_t rows, int64_t n);
+
+  std::span<uint32_t> row_begin;  // [rows + 1], into the two others
+  std::span<uint16_t> col;        // increasing within a row
+  std::span<float> value;
+  IndexOverlay copy() const;
   int64_t n() const { return static_cast<int64_t>(value.size()); }
   int64_t n_bytes() const { return n_bytes_of(static_cast<int64_t>(row_begin.size()) - 1, n()); }
-  static int64_t n_bytes_of(int64_t rows, int64_t n);
+  static int64_t n_bytes_of(int64_t rows, int64_t n);  // whole pages
+
+ private:
+  Pages memory_;
 };
 
 // An overlay of these elements (increasing) with values still to be filled. ArgumentError: not increasing,

@@ -86,6 +86,7 @@ void run_block(Forward& f, const LayerTensors& layer, bool last) {
   const Kernels& kernels = *f.context.kernels;
   int64_t n_panels = panels_of(w.n_tokens);
 
+  f.weights.load_vectors(layer.vectors);
   norm_and_pack(f, layer.input_norm, n_panels);
   f.times.spent(Part::other);
   f.weights.multiply(

@@ -151,6 +151,7 @@ Values log_probabilities(Forward& f, int64_t head) {
 }  // namespace
 
 Values run_head(Forward& f, const ModelTensors& tensors, bool want_logits) {
+  f.weights.load_vectors({tensors.norm});
   norm_and_pack(f, tensors.norm, panels_of(static_cast<int64_t>(f.work.columns.size())));
   f.times.spent(Part::other);
   f.weights.catch_up(tensors.head);

@@ -14,8 +14,6 @@ ModelTensors tensors_of(const ModelConfig& config) {
   for (const ParameterSpec& p : parameters_of(config)) {
     const int64_t id = static_cast<int64_t>(ids.size());
     ids[p.name] = id;
-    if (!p.block_linear && p.name != "lm_head.weight" && p.name != "model.embed_tokens.weight")
-      out.vectors.push_back(id);
   }
   const auto find = [&](const std::string& name) {
     const auto it = ids.find(name);
@@ -38,6 +36,10 @@ ModelTensors tensors_of(const ModelConfig& config) {
     t.gate = weight("mlp.gate_proj"), t.gate_bias = bias("mlp.gate_proj");
     t.up = weight("mlp.up_proj"), t.up_bias = bias("mlp.up_proj");
     t.down = weight("mlp.down_proj"), t.down_bias = bias("mlp.down_proj");
+    for (const int64_t id : {t.input_norm, t.post_norm, t.q_bias, t.k_bias, t.v_bias, t.o_bias, t.gate_bias,
+                             t.up_bias, t.down_bias}) {
+      if (id != kNoTensor) t.vectors.push_back(id);
+    }
     out.layers.push_back(t);
   }
   return out;

@@ -13,13 +13,13 @@ struct LayerTensors {
   int64_t input_norm, post_norm;
   int64_t q, k, v, o, gate, up, down;
   int64_t q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias,
-      down_bias;  // kNoTensor where the config has none
+      down_bias;                 // kNoTensor where the config has none
+  std::vector<int64_t> vectors;  // norms and biases
 };
 
 struct ModelTensors {
   int64_t embedding, norm, head;  // head is embedding when tied (I7)
   std::vector<LayerTensors> layers;
-  std::vector<int64_t> vectors;  // all norms and biases
 };
 
 ModelTensors tensors_of(const ModelConfig& config);

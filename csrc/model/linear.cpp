@@ -123,11 +123,11 @@ void Weights::catch_up(int64_t id) {
 }
 
 void Weights::load_vectors(const std::vector<int64_t>& ids) {
-  vectors_.resize(static_cast<size_t>(store_.n_tensors()));
+  vectors_.clear();
   for (const int64_t id : ids) {
     catch_up(id);
     const WeightView w = store_.weight(static_cast<uint32_t>(id));
-    std::vector<std::vector<float>>& values = vectors_[static_cast<size_t>(id)];
+    std::vector<std::vector<float>>& values = vectors_[id];
     values.assign(trained(id) ? static_cast<size_t>(n_branches()) : 1,
                   std::vector<float>(static_cast<size_t>(w.n())));
     for (const BranchGroup& g : groups(id)) {
@@ -153,7 +153,7 @@ void Weights::load_vectors(const std::vector<int64_t>& ids) {
 }
 
 const float* Weights::vector(int64_t id, int branch) const {
-  const auto& values = vectors_[static_cast<size_t>(id)];
+  const std::vector<std::vector<float>>& values = vectors_.at(id);
   return values[values.size() == 1 ? 0 : static_cast<size_t>(branch)].data();
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <vector>
 
 #include "model/layout.h"
@@ -63,7 +64,8 @@ class Weights {
   int64_t strip_rows(int64_t k) const { return sizes_.rows(k); }
   int64_t strip_bytes(int64_t k) const { return sizes_.bytes(k); }
 
-  // Norms and biases, fp32, of every branch; pending records are applied first.
+  // Norms and biases, fp32, of every branch, instead of those loaded before; pending records are applied
+  // first.
   void load_vectors(const std::vector<int64_t>& ids);
   const float* vector(int64_t id, int branch) const;
 
@@ -146,7 +148,7 @@ class Weights {
   Store& store_;
   StripSizes sizes_;
   std::vector<BranchGroup> trained_groups_, plain_groups_;
-  std::vector<std::vector<std::vector<float>>> vectors_;  // [tensor id][branch, or one shared entry]
+  std::map<int64_t, std::vector<std::vector<float>>> vectors_;  // by tensor id, [branch, or one shared entry]
 };
 
 }  // namespace smezo

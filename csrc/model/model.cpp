@@ -1,4 +1,4 @@
-// The order of a forward: vectors and rope tables, embedding, blocks, head.
+// The order of a forward: rope tables, embedding, blocks, head.
 #include "model/model.h"
 
 #include <algorithm>
@@ -89,7 +89,6 @@ ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bo
                                   shape_of(context, impl_->store, impl_->tensors.embedding), whole_head);
   Forward f{impl_->config, context, batch, weights, work, times};
   impl_->store.begin_pass(pass_of(impl_->tensors, whole_head, cut_of(impl_->store)));
-  weights.load_vectors(impl_->tensors.vectors);
   impl_->fill_rope(batch, work);
   times.spent(Part::other);
   impl_->embed(f);

@@ -275,7 +275,8 @@ TEST(kept_originals_are_of_the_fingerprint_and_begin_overlays) {
   store->set_overlay(0, make_overlay({0, 5, 6, 95, 96, 97, 300, 19198, 19199}, 200, 96));
   store->set_overlay(1, make_overlay({5, 96}, 200, 96));
   CHECK(store->n_originals() == 3);
-  const auto& values = store->overlay(0)->value;
+  const auto set = store->overlay(0)->value;
+  const std::vector<float> values(set.begin(), set.end());
   CHECK(values == (std::vector<float>{decoded[0], 0.25f, decoded[6], decoded[95], -3.0f, decoded[97],
                                       decoded[300], decoded[19198], 7.0f}));
   CHECK(store->values(0, kernels_for(choose_isa()), pool)[96] == -3.0f);
