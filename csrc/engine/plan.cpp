@@ -191,7 +191,9 @@ Planner::Streaming Planner::streaming(const Batch& batch, const MicroBatches& mi
   int64_t through = 0, states = 0;  // the ring of what is read, the ring of states
   int64_t kept = 0;
   if (options_.device_bytes > 0) room = options_.device_bytes - ring;
-  for (const Unit& u : pass_of(tensors, whole_head(batch, shape), cut)) {
+  std::vector<Unit> pass = pass_of(tensors, whole_head(batch, shape), cut);
+  std::reverse(pass.begin(), pass.end());  // the last ones stay
+  for (const Unit& u : pass) {
     if (in_memory(u.tensor_id)) continue;
     const ReadJob job = read_job_for(base_, u);
     const TensorRequest& r = request(u.tensor_id);

@@ -74,6 +74,9 @@ void RangeFile::read_pages(int64_t offset, int64_t n_bytes, uint8_t* to) const {
 
 void RangeFile::read_small(int64_t offset, int64_t n_bytes, void* to) const {
   plain_.read(to, n_bytes, offset);
+}
+
+void RangeFile::let_go_of_small(int64_t offset, int64_t n_bytes) const {
   if (cache_ == PageCache::past) plain_.drop_cache(down(offset), up(offset + n_bytes) - down(offset));
 }
 

@@ -27,6 +27,8 @@ class RangeFile {
   // Single small ranges go through the page cache: tell all of them first, so that they are fetched at once.
   void will_need(int64_t offset, int64_t n_bytes) const { plain_.will_need(offset, n_bytes); }
   void read_small(int64_t offset, int64_t n_bytes, void* to) const;
+  // After them, once: letting go of pages one by one waits for every processor each time.
+  void let_go_of_small(int64_t offset, int64_t n_bytes) const;
 
  private:
   void read_pages(int64_t offset, int64_t n_bytes, uint8_t* to) const;

@@ -339,21 +339,30 @@ void Weights::multiply_gated(const GatedPart& part, int64_t k, const std::vector
                              int64_t n_panels, const std::vector<void*>& h,
                              const std::vector<char*>& scratch) {
   const std::vector<Unit> units = units_of_gated(part.gate, part.up);
-  for (size_t i = 0; i < units.size(); i += 2) {
-    const Visit gate = begin_visit(units[i]), up = begin_visit(units[i + 1]);
-    multiply_gated_unit(part, gate, up, k, packed, n_panels, h, scratch);
-    end_visit(gate);
-    end_visit(up);
+  for (size_t next = 0; next < units.size();) {
+    std::vector<Visit> visits;
+    const size_t first = next;
+    for (int64_t held = 0; next < units.size(); next += 2) {
+      held += store_.unit_bytes(units[next]) + store_.unit_bytes(units[next + 1]);
+      if (next > first && held > store_.hold_bytes()) break;
+      visits.push_back(begin_visit(units[next]));
+      visits.push_back(begin_visit(units[next + 1]));
+    }
+    multiply_gated_units(part, visits, k, packed, n_panels, h, scratch);
+    for (const Visit& v : visits) end_visit(v);
   }
 }
 
-void Weights::multiply_gated_unit(const GatedPart& part, const Visit& gate, const Visit& up, int64_t k,
-                                  const std::vector<void*>& packed, int64_t n_panels,
-                                  const std::vector<void*>& h, const std::vector<char*>& scratch) const {
-  const int64_t n_features = gate.w.rows, n_blocks = (n_panels + kGatedPanels - 1) / kGatedPanels;
-  const std::vector<Strip> strips = cut_strips({gate.unit.n_rows}, strip_rows(k), context_.pool->size());
+void Weights::multiply_gated_units(const GatedPart& part, const std::vector<Visit>& visits, int64_t k,
+                                   const std::vector<void*>& packed, int64_t n_panels,
+                                   const std::vector<void*>& h, const std::vector<char*>& scratch) const {
+  const int64_t n_features = visits[0].w.rows, n_blocks = (n_panels + kGatedPanels - 1) / kGatedPanels;
+  std::vector<int64_t> rows;
+  for (size_t i = 0; i < visits.size(); i += 2) rows.push_back(visits[i].unit.n_rows);
+  const std::vector<Strip> strips = cut_strips(rows, strip_rows(k), context_.pool->size());
   context_.pool->run(static_cast<int64_t>(strips.size()), [&](int64_t item, int thread) {
     Strip s = strips[static_cast<size_t>(item)];
+    const Visit &gate = visits[2 * s.part], &up = visits[2 * s.part + 1];
     s.row0 += gate.unit.row0;
     catch_up_strip(gate, s.row0, s.n);
     catch_up_strip(up, s.row0, s.n);

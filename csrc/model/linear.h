@@ -116,9 +116,10 @@ class Weights {
     char *plus, *minus;
   };
   Visit begin_visit(const Unit& unit);
-  void multiply_gated_unit(const GatedPart& part, const Visit& gate, const Visit& up, int64_t k,
-                           const std::vector<void*>& packed, int64_t n_panels, const std::vector<void*>& h,
-                           const std::vector<char*>& scratch) const;
+  // visits: gates and ups in turns.
+  void multiply_gated_units(const GatedPart& part, const std::vector<Visit>& visits, int64_t k,
+                            const std::vector<void*>& packed, int64_t n_panels, const std::vector<void*>& h,
+                            const std::vector<char*>& scratch) const;
   void catch_up_strip(const Visit& v, int64_t row0, int64_t n) const;
   void catch_up_records(const Visit& v, int64_t row0, int64_t n) const;
   void end_visit(const Visit& v) const;

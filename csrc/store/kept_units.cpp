@@ -7,8 +7,8 @@ KeptUnit* KeptUnits::find(const Unit& u) {
   return found != units_.end() && found->second.n_rows == u.n_rows ? &found->second : nullptr;
 }
 
-KeptUnit* KeptUnits::add(const Unit& u, int64_t n_bytes) {
-  if (bytes_ + n_bytes > limit_ || units_.count({u.tensor_id, u.row0})) return nullptr;
+void KeptUnits::add(const Unit& u, int64_t n_bytes) {
+  if (bytes_ + n_bytes > limit_ || units_.count({u.tensor_id, u.row0})) return;
   KeptUnit k;
   k.n_rows = u.n_rows;
   k.n_bytes = n_bytes;
@@ -17,9 +17,9 @@ KeptUnit* KeptUnits::add(const Unit& u, int64_t n_bytes) {
   } else {
     k.host = allocate_pages(n_bytes);
   }
-  if (k.memory() == nullptr) return nullptr;
+  if (k.memory() == nullptr) return;
   bytes_ += n_bytes;
-  return &units_.emplace(std::pair{u.tensor_id, u.row0}, std::move(k)).first->second;
+  units_.emplace(std::pair{u.tensor_id, u.row0}, std::move(k));
 }
 
 void KeptUnits::let_go_of_unread() {

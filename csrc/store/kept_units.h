@@ -15,7 +15,7 @@ struct KeptUnit {
   DeviceMemory there;
   int64_t n_rows = 0, n_bytes = 0;
   Transfer::Pointers at{};
-  bool read = false;
+  bool asked = false, read = false;
   uint8_t* memory() const { return there ? there.get() : static_cast<uint8_t*>(host.get()); }
 };
 
@@ -26,8 +26,8 @@ class KeptUnits {
 
   // nullptr: it does not stay, though another cut of the tensor may.
   KeptUnit* find(const Unit& u);
-  // Memory of n_bytes for a unit to be read to; nullptr: above the limit, or another cut of it stays.
-  KeptUnit* add(const Unit& u, int64_t n_bytes);
+  // Makes room of n_bytes for a unit, unless that is above the limit or another cut of it stays.
+  void add(const Unit& u, int64_t n_bytes);
   void let_go_of_unread();
   int64_t bytes() const { return bytes_; }
   int64_t limit() const { return limit_; }

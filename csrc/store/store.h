@@ -21,6 +21,7 @@ namespace smezo {
 struct Unit {
   uint32_t tensor_id;
   int64_t row0, n_rows;
+  bool operator==(const Unit&) const = default;
 };
 
 // Some rows of a tensor, each a view of its own where the tensor is not at hand whole.
@@ -40,8 +41,8 @@ class RowViews {
 
 // What streaming did since the store was opened.
 struct Traffic {
-  int64_t bytes_read = 0;
-  double stall_s = 0;  // time a pass waited for a unit
+  int64_t bytes_read = 0;  // counted when they are used: reading runs ahead
+  double stall_s = 0;      // time a pass waited for a unit
 };
 
 struct StreamOptions {
@@ -105,6 +106,8 @@ class Store {
   virtual int64_t unit_bytes(const Unit& unit) const = 0;
   // Announces what will be acquired, in this order; reading begins. An earlier pass is given up.
   virtual void begin_pass(std::vector<Unit> units) = 0;
+  // What the next pass probably is: reading begins. Any other may be begun.
+  virtual void expect_pass(std::vector<Unit> /*units*/) {}
   // Waits for the next unit of the pass. IoError when it could not be read; the pass is then over. Row
   // numbers of the view are the tensor's.
   virtual WeightView acquire(const Unit& unit) = 0;

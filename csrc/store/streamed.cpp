@@ -1,6 +1,5 @@
 // The streamed store: a pass is a list of units; those that do not stay in memory are read ahead into a ring
-// (transfer.h). For a cyclic scan keeping the first units that fit is best: whatever was read last is needed
-// last.
+// (transfer.h). For a cyclic scan any units that stay are as good as others, and which ones must not change.
 #include <algorithm>
 #include <deque>
 #include <numeric>
@@ -55,12 +54,13 @@ class Streamed final : public Store {
                     trained_[unit.tensor_id].streamed ? state_room(unit) : 0);
   }
   void begin_pass(std::vector<Unit> units) override;
+  void expect_pass(std::vector<Unit> units) override;
   WeightView acquire(const Unit& unit) override;
   void release(const Unit& unit) override;
   RowViews rows(uint32_t id, const std::vector<int32_t>& rows) override;
   void rest(uint32_t) override {}
   Traffic traffic() const override {
-    return {transfer_.bytes_read() + small_bytes_read_,
+    return {transfer_.bytes_given() + small_bytes_read_,
             transfer_.stall_s() + (uploads_ ? uploads_->stall_s() : 0)};
   }
   void set_resident_bytes(int64_t n_bytes) override;
@@ -114,6 +114,7 @@ class Streamed final : public Store {
   WriteUnit write_;
   std::vector<WeightView> weights_;  // of those in memory_
   std::vector<Unit> pass_;
+  bool is_expected_ = false;  // pass_ has not begun
   size_t next_ = 0;
   int64_t small_bytes_read_ = 0;
 };
@@ -210,6 +211,7 @@ void Streamed::keep_support(uint32_t id, const TensorDirection& d, const Kernels
 void Streamed::use_generation(const StateReader& file) {
   transfer_.set_file(base_.file().n_shards(), file.path());
   pass_.clear();
+  is_expected_ = false;
   for (uint32_t id = 0; id < requests_.size(); ++id) {
     TrainedTensor& t = trained_[id];
     if (!t.streamed) continue;
@@ -323,23 +325,34 @@ void Streamed::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
   read_as(t.view(id, row0, at[0], at[1]), e0, n, values_, out);
 }
 
+void Streamed::expect_pass(std::vector<Unit> units) {
+  begin_pass(std::move(units));
+  is_expected_ = true;
+}
+
 void Streamed::begin_pass(std::vector<Unit> units) {
+  const bool runs_already = is_expected_ && units == pass_ && !transfer_.has_failed();
+  is_expected_ = false;
+  if (runs_already) return;
   begin_jobs({});  // nobody writes any more to what is let go of here
   kept_.let_go_of_unread();
   pass_ = std::move(units);
   next_ = 0;
   held_.clear();
   state_ring_.clear();
+  // From the end, where the head is, of which there is more to read than to compute.
+  for (auto u = pass_.rbegin(); u != pass_.rend(); ++u) {
+    if (memory_[u->tensor_id] || trained_[u->tensor_id].streamed || kept_.find(*u)) continue;
+    const ReadJob read = job_for(*u);
+    kept_.add(*u, device_ ? Uploads::room_for(read) : Transfer::room_for(read));
+  }
   std::vector<UploadJob> jobs;
   for (const Unit& u : pass_) {
-    if (memory_[u.tensor_id] || kept_.find(u)) continue;
-    UploadJob job{job_for(u), device_ && !trained_[u.tensor_id].streamed, nullptr};
-    if (!trained_[u.tensor_id].streamed) {
-      const KeptUnit* const k =
-          kept_.add(u, device_ ? Uploads::room_for(job.read) : Transfer::room_for(job.read));
-      if (k != nullptr) job.to = k->memory();
-    }
-    jobs.push_back(job);
+    if (memory_[u.tensor_id]) continue;
+    KeptUnit* const k = kept_.find(u);
+    if (k != nullptr && k->asked) continue;
+    jobs.push_back({job_for(u), device_ && !trained_[u.tensor_id].streamed, k ? k->memory() : nullptr});
+    if (k != nullptr) k->asked = true;
   }
   begin_jobs(std::move(jobs));
 }
@@ -394,6 +407,7 @@ void Streamed::set_resident_bytes(int64_t n_bytes) {
   if (kept_.bytes() <= n_bytes) return;
   begin_jobs({});
   pass_.clear();
+  is_expected_ = false;
   kept_.shrink_to_limit();
 }
 
@@ -412,8 +426,10 @@ RowViews Streamed::rows(uint32_t id, const std::vector<int32_t>& rows) {
   const RangeFile& file = transfer_.file(t.data->shard);
   for (const int32_t r : rows) file.will_need(t.data->offset + r * row_bytes, row_bytes);
   small_bytes_read_ += static_cast<int64_t>(rows.size()) * row_bytes;
-  return copy_rows(
+  RowViews out = copy_rows(
       id, rows, [&](int64_t begin, int64_t n, void* to) { file.read_small(t.data->offset + begin, n, to); });
+  file.let_go_of_small(t.data->offset, t.data->n_bytes);
+  return out;
 }
 
 }  // namespace

@@ -95,6 +95,7 @@ struct Transfer::State {
   std::exception_ptr error;
   bool stop = false;
   std::atomic<int64_t> n_read{0};
+  int64_t n_given = 0;
   double stall_s = 0;
   std::vector<std::thread> threads;
 };
@@ -130,6 +131,7 @@ Transfer::Pointers Transfer::next() {
   if (s_->error) std::rethrow_exception(s_->error);
   check<ArgumentError>(s_->given < s_->jobs.size(), "transfer", "no job is left of those announced");
   const size_t i = s_->given++;
+  for (const ReadPart& p : s_->jobs[i].parts) s_->n_given += p.read ? p.n_bytes : 0;
   if (s_->ready[i]) return s_->at[i];
   const auto begin = std::chrono::steady_clock::now();
   // No reader had room for it or time: whoever waits reads it. What is held is the caller's, so if there is
@@ -173,6 +175,11 @@ void Transfer::set_file(int i, const std::string& path) {
 
 const RangeFile& Transfer::file(int i) const { return s_->files[static_cast<size_t>(i)]; }
 int64_t Transfer::bytes_read() const { return s_->n_read; }
+int64_t Transfer::bytes_given() const { return s_->n_given; }
+bool Transfer::has_failed() const {
+  const std::lock_guard<std::mutex> lock(s_->mutex);
+  return s_->error != nullptr;
+}
 double Transfer::stall_s() const { return s_->stall_s; }
 int64_t Transfer::ring_bytes() const { return s_->ring.size(); }
 

@@ -45,6 +45,8 @@ class Transfer {
   // Another file as number i (the next one, or one there is). An earlier list is given up.
   void set_file(int i, const std::string& path);
   int64_t bytes_read() const;
+  int64_t bytes_given() const;  // of the jobs that next() gave out
+  bool has_failed() const;      // next() would throw what a reader met with
   double stall_s() const;
   int64_t ring_bytes() const;
 

@@ -227,7 +227,8 @@ TEST(what_stays_is_not_read_again) {
   const auto resident = Store::open(base.path(), all, DType::F32, pool);
   std::mt19937 random(1);
   std::vector<Unit> pass;
-  for (uint32_t id = 0; id < kRows.size(); ++id) {
+  for (uint32_t id = kRows.size();
+       id-- > 0;) {  // what stays, the last ones, are large units of the embedding
     if (kRows[id].rows > 1)
       for (const Unit& u : units_of(*store, id, store->unit_rows(id))) pass.push_back(u);
   }
@@ -296,6 +297,46 @@ TEST(failed_reads_are_one_error_and_the_next_pass_works) {
     }
     CHECK(n_failed > 2);
   }
+}
+
+TEST(an_expected_pass_is_read_ahead_and_any_may_follow) {
+  const Checkpoint base("streamed_expects", 1);
+  const std::vector<TensorRequest> all = requests();
+  ThreadPool pool(1);
+  const auto resident = Store::open(base.path(), all, DType::F32, pool);
+  FaultyFiles disk(1);
+  const auto streamed =
+      Store::open_streamed(base.path(), all, DType::F32, options_of(int64_t{1} << 19, 2), pool);
+  std::mt19937 random(3);
+  std::vector<Unit> pass;
+  for (const uint32_t id : {1u, 6u, 0u})
+    for (const Unit& u : units_of(*streamed, id, streamed->unit_rows(id))) pass.push_back(u);
+  const auto reads = [&] {
+    const int64_t before = disk.n_direct_reads();
+    go_through(*streamed, *resident, pass, pass.size(), random);
+    return disk.n_direct_reads() - before;
+  };
+  const int64_t n_reads = reads();
+  streamed->expect_pass(pass);
+  const int64_t n_bytes = streamed->traffic().bytes_read;
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  CHECK(streamed->traffic().bytes_read == n_bytes);  // nothing was used yet
+  CHECK(reads() < n_reads / 2);                      // most of it was there
+  CHECK(streamed->traffic().bytes_read > n_bytes);
+  for (int i = 0; i < 20; ++i) {
+    streamed->expect_pass(random() % 2 ? pass : random_pass(*streamed, random));
+    streamed->set_resident_bytes(static_cast<int64_t>(random() % 200000));
+    if (random() % 4 == 0) streamed->values(4, kernels_for(Isa::scalar), pool);
+    const std::vector<Unit> other = random() % 2 ? pass : random_pass(*streamed, random);
+    go_through(*streamed, *resident, other, other.size(), random);
+  }
+  // What it met with does not outlive it.
+  streamed->set_resident_bytes(0);
+  disk.fail_at = 1;
+  streamed->expect_pass(pass);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  disk.fail_at = -1, disk.failing = 0;
+  go_through(*streamed, *resident, pass, pass.size(), random);
 }
 
 // Readers write into what stays; a pass that is given up and a store that ends wait for them first.
