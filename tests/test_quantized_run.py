@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 import tiny_llama
-from test_streaming import bits, records
+from test_streaming import bits, records, smallest_budget
 
-from pysmezo import IoError, MeZO, Runtime, Sensitive, SparseMeZO, _core, packing, planning
+from pysmezo import IoError, MeZO, Runtime, Sensitive, SparseMeZO, _core, planning
 
 # Tied as SmolLM2 is; columns that no block of 64 divides, and rows that are cut at odd numbers.
 # Enough layers that a budget which opens the model does not hold them all.
@@ -42,10 +42,11 @@ def batch(seed, rows=4, columns=14):
 
 
 def tight(base, ring_bytes, method, **options):
-    """Options with the smallest budget in which the model opens and takes a step on `batch`."""
+    """Options with the smallest budget in which the model opens, takes a step on `batch` and gives a text's logits."""
     p = planning.planner(base, method, memory_budget="64MiB", ring_bytes=ring_bytes, **options)
-    found = p.plan(planning.core_batch(packing.pack_sequences(batch(0))), 2 * method.queries)
-    return options | {"memory_budget": found["smallest_budget_bytes"], "ring_bytes": ring_bytes}
+    least = smallest_budget(p, batch(0), 2 * method.queries)
+    least = max(least, smallest_budget(p, batch(99, rows=1), 1, want_logits=True))
+    return options | {"memory_budget": least, "ring_bytes": ring_bytes}
 
 
 PLACES = {

@@ -68,14 +68,17 @@ def bits(folder):
     return records(folder), values
 
 
+def smallest_budget(p, a_batch, n_branches, **asked):
+    return p.plan(planning.core_batch(packing.pack_sequences(a_batch)), n_branches, **asked)["smallest_budget_bytes"]
+
+
 def tight(base, method, options=None, of=None):
     """A budget that keeps nothing but what it must."""
     options = {"ring_bytes": SMALLEST} | (options or {}) | {"memory_budget": "64MiB"}
     options.pop("lr", None)
     p = planning.planner(base, method, **options)
-    return p.plan(planning.core_batch(packing.pack_sequences(of or batch(0))), 2 * method.queries)[
-        "smallest_budget_bytes"
-    ]
+    least = smallest_budget(p, of or batch(0), 2 * method.queries)
+    return max(least, smallest_budget(p, batch(99, rows=1), 1, want_logits=True))
 
 
 METHODS = {
