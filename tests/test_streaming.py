@@ -269,6 +269,27 @@ def test_micro_batches_give_the_same_bits(base, tmp_path, name, stream_trained):
     assert max(f["micro_batches"] for f in found) > 3 and all(f["fits"] for f in found)
 
 
+def test_a_device_is_a_place_with_a_size(base):
+    def opened(device, **options):
+        return Runtime.from_pretrained(
+            base, method=Sensitive(fraction=0.05), device=device, ring_bytes=SMALLEST, **options
+        )
+
+    for device in ("cuda", "fake", "fake:", "cpu:0"):
+        with pytest.raises(ArgumentError, match=r"\[device\]"):
+            opened(device, memory_budget="32MiB")
+    with pytest.raises(ArgumentError, match=r"\[device\] no memory_budget"):
+        opened("fake:64MiB")
+    with pytest.raises(BudgetError, match=r"\[device\] 4096 bytes, expected at least"):
+        opened("fake:4KiB", memory_budget="32MiB")
+    with opened("fake:1MiB", memory_budget="32MiB", lr=1e-3, eps=1e-2) as run:
+        ring = run._engine.device_bytes
+        for s in range(3):
+            run.train_step(batch(s))
+        assert 0 < ring < run._engine.device_bytes <= 1 << 20  # what fits beside the ring stays there
+        assert run._engine.bytes_by_purpose["resident units"] == 0
+
+
 def test_a_base_cut_short_while_training_loses_nothing(base, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()
