@@ -253,7 +253,7 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
   const std::string folder = options.run_dir + "/generations";
   const auto now = [] { return std::chrono::steady_clock::now(); };
   const auto begin = now();
-  std::chrono::duration<double> in_forward{0};
+  std::chrono::duration<double> in_forward{0};  // but for what was written on the way
   std::vector<char> visited(parameters.size(), false);
   struct StopWriting {
     Store& store;
@@ -262,11 +262,13 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
   write_generation(folder, state_header(*this), tensors, [&](StateSink& sink) {
     store->write_units([&](uint32_t id, const void* values, const int8_t* tail, int64_t n) {
       visited[id] = true;
+      const auto before = now();
       sink.write(index[id], values, tail, n);
+      in_forward -= now() - before;
     });
     const auto before = now();
     forward();
-    in_forward = now() - before;
+    in_forward += now() - before;
     for (const uint32_t id : ids) {
       if (const IndexOverlay* o = store->overlay(id)) {
         flush();
