@@ -32,6 +32,7 @@ from pysmezo import (
 # Rows of the vocabulary come in blocks of 512, so that the head is cut too; the inner size cuts gate and up into units.
 CONFIG = tiny_llama.config(layers=8, inner=720) | {"vocab_size": 1200, "max_position_embeddings": 4096}
 SMALLEST = 3 * (512 * CONFIG["hidden_size"] * 2 + 2 * 4096)  # the least ring: three blocks of the head
+SMALLEST_ALL = 3 * (512 * CONFIG["hidden_size"] * 3)  # of a head that trains
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,8 @@ METHODS = {
     "sparse-mezo, two queries, decay": SparseMeZO(sparsity=0.75, queries=2, weight_decay=0.1),
     "random-mask": RandomMask(sparsity=0.5),
     "largest-mask": LargestMask(sparsity=0.5),
+    "mezo, everything": MeZO(trains="all"),
+    "sparse-mezo, everything, decay": SparseMeZO(sparsity=0.5, trains="all", weight_decay=0.1),
 }
 PLACES = {
     "smallest ring": {"memory_budget": "tight", "ring_bytes": SMALLEST},
@@ -104,7 +107,7 @@ PLACES = {
     },
     "one reader, one thread": {"memory_budget": "32MiB", "n_readers": 1, "threads": 1},
     "device": {"memory_budget": "32MiB", "device": "fake:64MiB"},
-    "device, smallest rings": {"memory_budget": "tight", "ring_bytes": SMALLEST, "device": "fake:300KiB"},
+    "device, smallest rings": {"memory_budget": "tight", "ring_bytes": SMALLEST, "device": "fake:400KiB"},
     "device, state on disk": {
         "memory_budget": "32MiB",
         "device": "fake:5MiB",
@@ -127,16 +130,20 @@ def quickly(quick, names):
     return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-@pytest.mark.parametrize("name", quickly(("sensitive", "sparse-mezo, two queries, decay"), METHODS))
+@pytest.mark.parametrize("name", quickly(("sensitive", "sparse-mezo, two queries, decay", "mezo, everything"), METHODS))
 def test_budgets_give_the_same_bits(base, tmp_path, name):
     resident, logits, _ = run_of(base, tmp_path / "resident", METHODS[name])
     assert resident[0].bytes_read == 0
     for place, options in PLACES.items():
+        if METHODS[name].trains == "all" and "ring_bytes" in options:
+            options = options | {"ring_bytes": SMALLEST_ALL}
         if options["memory_budget"] == "tight":
             options = options | {"memory_budget": tight(base, METHODS[name], options)}
         results, same, held = run_of(base, tmp_path / place.replace(" ", "-"), METHODS[name], **options)
         assert bits(tmp_path / place.replace(" ", "-")) == bits(tmp_path / "resident"), place
         assert same == logits, place
+        if METHODS[name].trains == "all" and not options.get("stream_trained"):
+            continue  # it is all copied to memory
         assert results[0].bytes_read > 0
         if place == "roomy":  # everything stays after the first step but rows of the embedding
             assert held["resident units"] > 0 and results[3].bytes_read < 300 * 64 * 2
@@ -242,7 +249,9 @@ def test_budget_too_small_says_what_would_do(base, tmp_path):
         run.train_step(batch(0, rows=120, columns=30))  # in micro-batches
 
 
-@pytest.mark.parametrize("name", ["sensitive", "sparse-mezo, two queries, decay"])
+@pytest.mark.parametrize(
+    "name", ["sensitive", "sparse-mezo, two queries, decay", "sparse-mezo, everything, decay", "mezo, everything"]
+)
 @pytest.mark.parametrize("stream_trained", [False, True])
 def test_micro_batches_give_the_same_bits(base, tmp_path, name, stream_trained):
     """What does not fit at once goes in several passes: language model, candidates, options behind one prompt."""
@@ -254,7 +263,8 @@ def test_micro_batches_give_the_same_bits(base, tmp_path, name, stream_trained):
         packing.pack_choices(prompts, [[1], [2], [7]], [0, 1, 2, 0, 1, 2, 0]),
         packing.pack_choices(prompts, [[1, 5], [2]], [1, 0, 0, 1, 0, 1, 1]),
     ]
-    cut = {"ring_bytes": SMALLEST, "stream_trained": stream_trained and name != "sensitive", "generation_every": 2}
+    ring = SMALLEST_ALL if method.trains == "all" else SMALLEST
+    cut = {"ring_bytes": ring, "stream_trained": stream_trained and name != "sensitive", "generation_every": 2}
     p = planning.planner(base, method, memory_budget="1GiB", **cut)
     least = [p.plan(planning.core_batch(b), 2 * method.queries)["smallest_budget_bytes"] for b in packed]
     settings = {"lr": 2.0**-8, "eps": 2.0**-7, "seed": 5, "threads": 2, "method": method}

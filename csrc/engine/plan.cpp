@@ -141,7 +141,10 @@ MicroBatches Planner::micro_batches(const Batch& batch, const StepShape& shape, 
   const bool reads_rows = options_.memory_budget > 0
                               ? !is_copied(r, t.dtype, !streams_trained(options_.memory_budget))
                               : !r.trained && is_aligned(t) && t.dtype != DType::NF4;
-  const int64_t row_bytes = reads_rows ? single_row_bytes(t) : 0;
+  const bool streams = r.trained && streams_trained(options_.memory_budget);
+  const int64_t row_bytes = streams      ? copy_bytes(t.cols, opening_.values)
+                            : reads_rows ? single_row_bytes(t)
+                                         : 0;
   const ForwardShape forward{&kernels_, compute, shape.n_branches, n_threads_, row_bytes};
   return micro_batches_for(
       batch, room,
@@ -219,15 +222,26 @@ Planner::Streaming Planner::streaming(const Batch& batch, const MicroBatches& mi
       states = std::max(states, std::min(held, ring / 2));
     }
   }
-  if (!keeps_trained) {
-    out.bytes_read += generation_bytes();
-    through += generation_bytes();
+  std::set<uint32_t> visited;
+  for (const Unit& u : pass) visited.insert(u.tensor_id);
+  for (uint32_t id = 0; id < opening_.requests.size() && !keeps_trained; ++id) {
+    if (!request(id).trained || in_memory(id)) continue;
+    const int64_t state = bytes_of(opening_.values, n_state(id));
+    if (visited.count(id)) {
+      out.bytes_read += state;
+      through += state;
+    } else {
+      out.bytes_read_to_write += state + (packs(id) ? base_.tensor(id).data->n_bytes : 0);
+    }
   }
   out.bytes_read *= static_cast<int64_t>(micro.n());
-  const auto rows = [&](int64_t id, size_t n) {
-    const BaseTensor& t = base_.tensor(static_cast<uint32_t>(id));
-    if (!in_memory(static_cast<uint32_t>(id)))
-      out.bytes_read += bytes_of(t.dtype, t.cols) * static_cast<int64_t>(n);
+  const auto rows = [&](int64_t tensor, size_t n) {
+    const uint32_t id = static_cast<uint32_t>(tensor);
+    if (in_memory(id)) return;
+    const bool trains = request(id).trained;
+    int64_t row = trains ? bytes_of(opening_.values, n_state(id)) / request(id).rows : 0;
+    if (!trains || packs(id)) row += bytes_of(base_.tensor(id).dtype, request(id).cols);
+    out.bytes_read += row * static_cast<int64_t>(n);
   };
   for (size_t i = 0; i < micro.n(); ++i) {
     const std::vector<int32_t>& tokens = micro.at(i, batch).tokens;
@@ -343,6 +357,8 @@ Plan Planner::of(const Batch& batch, const StepShape& shape, const Rates& rates,
     const Streaming s = streaming(batch, micro, shape, room - forward);
     kept = s.kept;
     out.bytes_read = s.bytes_read;
+    if (const double steps = steps_a_generation(rates); steps > 0)
+      out.bytes_read += static_cast<int64_t>(static_cast<double>(s.bytes_read_to_write) / steps);
     out.smallest_budget_bytes = smallest_budget(micro_batches(batch, shape, 0).forward_bytes);
     f.ring = s.ring;
   } else {

@@ -58,6 +58,7 @@ class Planner {
   };
   struct Streaming {
     int64_t kept = 0, ring = 0, bytes_read = 0;  // ring: what of it is touched
+    int64_t bytes_read_to_write = 0;             // a generation: state that no pass visits
   };
   StreamOptions stream(int64_t budget) const;
   bool streams_trained(int64_t budget) const;

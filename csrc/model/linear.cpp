@@ -160,7 +160,17 @@ const float* Weights::vector(int64_t id, int branch) const {
 RowViews Weights::rows(int64_t id, std::vector<int32_t> list) const {
   std::sort(list.begin(), list.end());
   list.erase(std::unique(list.begin(), list.end()), list.end());
-  return store_.rows(static_cast<uint32_t>(id), list);
+  const uint32_t tensor = static_cast<uint32_t>(id);
+  if (!store_.streams_state(tensor)) return store_.rows(tensor, list);
+  RowViews out = store_.state_rows(tensor, list, kernels_);
+  if (!context_.pending) return out;
+  const std::vector<PendingRecord>& records = context_.pending(tensor);
+  context_.pool->run(static_cast<int64_t>(list.size()), [&](int64_t i, int) {
+    const int32_t row = list[static_cast<size_t>(i)];
+    catch_up_rows(out.at(row), nullptr, (*context_.methods)[tensor], context_.run_seed, records, kernels_,
+                  row, 1);
+  });
+  return out;
 }
 
 void Weights::embed(int64_t id, const RowViews& views, const int32_t* tokens, int64_t n, int64_t column,

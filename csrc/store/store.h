@@ -119,6 +119,10 @@ class Store {
   // watermark; they are thrown away by release.
   virtual bool streams_state(uint32_t /*tensor_id*/) const { return false; }
   virtual void prepare_rows(const Unit&, int64_t /*row0*/, int64_t /*n*/, const Kernels&) {}
+  // The same for rows by number: `rows` of what trains, each a writable copy.
+  virtual RowViews state_rows(uint32_t /*tensor_id*/, const std::vector<int32_t>& /*rows*/, const Kernels&) {
+    return {};
+  }
   // Generations: do they hold this tensor packed, and then how many values; where the newest one lies; and
   // `write` is called by release with what the next one holds, after finish_rows was called on all rows.
   virtual int64_t n_packed(uint32_t /*tensor_id*/) const { return 0; }  // 0: dense

@@ -67,6 +67,7 @@ class Streamed final : public Store {
   int64_t resident_bytes() const override { return device_ ? 0 : kept_.bytes(); }
   int64_t device_bytes() const override { return device_ ? device_->used_bytes() : 0; }
   int64_t row_bytes(uint32_t id) const override {
+    if (trained_[id].streamed) return copy_bytes(requests_[id].cols, values_);
     return memory_[id] ? 0 : single_row_bytes(base_.tensor(id));
   }
   int64_t support_bytes() const override {
@@ -77,6 +78,7 @@ class Streamed final : public Store {
   int64_t ring_bytes() const override { return transfer_.ring_bytes() + state_ring_.size(); }
   bool streams_state(uint32_t id) const override { return trained_[id].streamed; }
   void prepare_rows(const Unit& unit, int64_t row0, int64_t n, const Kernels& kernels) override;
+  RowViews state_rows(uint32_t id, const std::vector<int32_t>& rows, const Kernels& kernels) override;
   int64_t n_packed(uint32_t id) const override {
     return trained_[id].packs ? trained_[id].row_begin.back() : 0;
   }
@@ -411,13 +413,20 @@ void Streamed::set_resident_bytes(int64_t n_bytes) {
   kept_.shrink_to_limit();
 }
 
+RowViews Streamed::state_rows(uint32_t id, const std::vector<int32_t>& rows, const Kernels& kernels) {
+  const TrainedTensor& t = trained_[id];
+  WeightView state = shape(id);
+  state.dtype = values_;
+  const BaseTensor& base = base_.tensor(id);
+  StateRows found =
+      read_state_rows(t, base, state, rows, transfer_.file(base.data->shard),
+                      t.in_generation ? &transfer_.file(base_.file().n_shards()) : nullptr, kernels);
+  small_bytes_read_ += found.bytes_read;
+  return std::move(found.views);
+}
+
 RowViews Streamed::rows(uint32_t id, const std::vector<int32_t>& rows) {
   if (memory_[id]) return RowViews(weights_[id]);
-  check<BudgetError>(
-      !trained_[id].streamed, "memory_budget",
-      "'" + requests_[id].name +
-          "' trains and does not fit, expected only matrices of the blocks to be streamed while they "
-          "train; allow more, or train \"linear\"");
   const BaseTensor& t = base_.tensor(id);
   check<FormatError>(
       t.dtype != DType::NF4, "store",

@@ -43,6 +43,14 @@ struct HeldUnit {
 void materialize_rows(const TrainedTensor& t, const HeldUnit& held, int64_t row0, int64_t n,
                       const Kernels& kernels);
 void pack_rows(const TrainedTensor& t, const HeldUnit& held, int64_t row0, int64_t n, const Kernels& kernels);
+// The state of single rows, made of small reads of the base's file and the generation's (nullptr: none yet).
+struct StateRows {
+  RowViews views;
+  int64_t bytes_read = 0;
+};
+StateRows read_state_rows(const TrainedTensor& t, const BaseTensor& base, const WeightView& shape,
+                          const std::vector<int32_t>& rows, const RangeFile& base_file,
+                          const RangeFile* generation, const Kernels& kernels);
 // Elements of the support in each row of a base view.
 void count_support(const TensorDirection& d, const WeightView& base, DType values, int64_t row0, int64_t n,
                    const Kernels& kernels, uint32_t* counts);
