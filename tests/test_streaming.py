@@ -328,6 +328,32 @@ def test_a_base_cut_short_while_training_loses_nothing(base, tmp_path):
     assert records(tmp_path / "r") == records(tmp_path / "s")
 
 
+def test_a_generation_that_cannot_be_written_loses_nothing(base, tmp_path):
+    """Files may not grow as on a full disk, half way through a generation: one error, and the step can be tried again."""
+    import resource
+
+    method = METHODS["sparse-mezo"]
+    options = {"memory_budget": "32MiB", "stream_trained": True, "generation_every": 2}
+    run_of(base, tmp_path / "whole", method, **options)
+    settings = {"lr": 2.0**-8, "eps": 2.0**-7, "seed": 5, "threads": 2}
+    with Runtime.from_pretrained(base, method=method, run_dir=tmp_path / "r", **settings, **options) as run:
+        run.train_step(batch(0))
+        run.train_step(batch(1))
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
+        try:
+            for _ in range(2):
+                with pytest.raises(IoError, match="cannot write"):
+                    run.train_step(batch(2))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert run.step == 2 and not list((tmp_path / "r" / "generations").glob("*.safetensors"))
+        run.train_step(batch(2))
+        assert len(list((tmp_path / "r" / "generations").glob("*.safetensors"))) == 1
+    run_of(base, tmp_path / "r", method, **options)
+    assert bits(tmp_path / "r") == bits(tmp_path / "whole")
+
+
 def test_quantization_of_another_library_is_refused(base, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()

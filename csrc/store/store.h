@@ -124,12 +124,15 @@ class Store {
     return {};
   }
   // Generations: do they hold this tensor packed, and then how many values; where the newest one lies; and
-  // `write` is called by release with what the next one holds, after finish_rows was called on all rows.
+  // `write` is called, by another thread after release, with what the next one holds, after finish_rows was
+  // called on all rows; finish_writing waits for that and throws what it threw. Without `write`: gives up
+  // what is not written yet.
   virtual int64_t n_packed(uint32_t /*tensor_id*/) const { return 0; }  // 0: dense
   virtual void keep_support(uint32_t /*tensor_id*/, const TensorDirection&, const Kernels&, ThreadPool&) {}
   virtual void use_generation(const StateReader&) {}
   using WriteUnit = std::function<void(uint32_t id, const void* values, const int8_t* tail, int64_t n)>;
   virtual void write_units(WriteUnit) {}
+  virtual void finish_writing() {}
   virtual void finish_rows(const Unit&, int64_t /*row0*/, int64_t /*n*/, const Kernels&) {}
   // A trained tensor's state in pieces that together are all its rows, in order: `each` on strips of rows in
   // parallel, then body(view, row0, n). Not during a pass.

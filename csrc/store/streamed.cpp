@@ -4,6 +4,7 @@
 #include <deque>
 #include <numeric>
 
+#include "base/background.h"
 #include "base/error.h"
 #include "base/pages.h"
 #include "store/content_hash.h"
@@ -11,7 +12,7 @@
 #include "store/kept_units.h"
 #include "store/plan.h"
 #include "store/trained_units.h"
-#include "store/uploads.h"
+#include "store/unit_source.h"
 
 namespace smezo {
 namespace {
@@ -29,15 +30,15 @@ class Streamed final : public Store {
       : Store(folder, std::move(requests), values),
         device_(options.device_bytes > 0 ? make_fake_device(options.device_bytes) : nullptr),
         kept_(device_.get()),
-        transfer_(paths_of(base_.file()), ring_bytes_for(options, base_, requests_), options.n_readers,
-                  options.cached_reads ? PageCache::through : PageCache::past),
-        unit_bytes_(unit_bytes_for(transfer_.ring_bytes())),
-        state_ring_(place_trained(options) ? transfer_.ring_bytes() : 0),
+        source_(paths_of(base_.file()), ring_bytes_for(options, base_, requests_), options.n_readers,
+                options.cached_reads ? PageCache::through : PageCache::past),
+        unit_bytes_(unit_bytes_for(transfer().ring_bytes())),
+        state_ring_(place_trained(options) ? transfer().ring_bytes() : 0),
         weights_(requests_.size()) {
     check_ring();
     load(pool);
     if (device_ == nullptr) return;
-    uploads_ = std::make_unique<Uploads>(transfer_, *device_, transfer_.ring_bytes());
+    source_.use_device(*device_);
     kept_.set_limit(device_->size_bytes() - device_->used_bytes());
   }
 
@@ -47,7 +48,7 @@ class Streamed final : public Store {
   int64_t unit_step(uint32_t id) const override {
     return memory_[id] ? 1 : std::lcm(base_.tensor(id).row_multiple(), requests_[id].row_step);
   }
-  int64_t hold_bytes() const override { return transfer_.ring_bytes() / 2; }
+  int64_t hold_bytes() const override { return transfer().ring_bytes() / 2; }
   int64_t unit_bytes(const Unit& unit) const override {
     if (memory_[unit.tensor_id]) return 0;
     return std::max(Transfer::room_for(job_for(unit)),
@@ -60,8 +61,7 @@ class Streamed final : public Store {
   RowViews rows(uint32_t id, const std::vector<int32_t>& rows) override;
   void rest(uint32_t) override {}
   Traffic traffic() const override {
-    return {transfer_.bytes_given() + small_bytes_read_,
-            transfer_.stall_s() + (uploads_ ? uploads_->stall_s() : 0)};
+    return {transfer().bytes_given() + small_bytes_read_, source_.stall_s()};
   }
   void set_resident_bytes(int64_t n_bytes) override;
   int64_t resident_bytes() const override { return device_ ? 0 : kept_.bytes(); }
@@ -75,7 +75,7 @@ class Streamed final : public Store {
     for (const TrainedTensor& t : trained_) n += t.row_begin.size() * sizeof(uint32_t);
     return static_cast<int64_t>(n);
   }
-  int64_t ring_bytes() const override { return transfer_.ring_bytes() + state_ring_.size(); }
+  int64_t ring_bytes() const override { return transfer().ring_bytes() + state_ring_.size(); }
   bool streams_state(uint32_t id) const override { return trained_[id].streamed; }
   void prepare_rows(const Unit& unit, int64_t row0, int64_t n, const Kernels& kernels) override;
   RowViews state_rows(uint32_t id, const std::vector<int32_t>& rows, const Kernels& kernels) override;
@@ -84,7 +84,8 @@ class Streamed final : public Store {
   }
   void keep_support(uint32_t id, const TensorDirection& d, const Kernels& kernels, ThreadPool& pool) override;
   void use_generation(const StateReader& file) override;
-  void write_units(WriteUnit write) override { write_ = std::move(write); }
+  void write_units(WriteUnit write) override;
+  void finish_writing() override { writer_.wait_for_all(); }
   void finish_rows(const Unit& unit, int64_t row0, int64_t n, const Kernels& kernels) override;
 
  private:
@@ -97,28 +98,34 @@ class Streamed final : public Store {
   WeightView acquire_state(const Unit& u);
   void load(ThreadPool& pool);
   ReadJob job_for(const Unit& unit) const;
-  void begin_jobs(std::vector<UploadJob> jobs);
   WeightView view(const Unit& unit, const Transfer::Pointers& at) const {
     return base_.tensor(unit.tensor_id).view(unit.tensor_id, unit.row0, at[0], at[1]);
   }
 
-  Transfer::Pointers next_job() { return uploads_ ? uploads_->next() : transfer_.next(); }
-  void release_job() { uploads_ ? uploads_->release_oldest() : transfer_.release_oldest(); }
+  Transfer& transfer() { return source_.transfer(); }
+  const Transfer& transfer() const { return source_.transfer(); }
+  void give_back(bool all);
 
   std::unique_ptr<Device> device_;  // nullptr: units are used in host memory
   KeptUnits kept_;                  // outlives the readers that write there
-  Transfer transfer_;
-  std::unique_ptr<Uploads> uploads_;  // once it is open
+  UnitSource source_;
   int64_t unit_bytes_;
   std::vector<TrainedTensor> trained_;  // [n_tensors]
   Ring state_ring_;
   std::deque<HeldUnit> held_;  // of trained_, in the order acquired
+  // Released units, oldest first, whose memory is given back when what is written of them has been.
+  struct Leaving {
+    int64_t job;  // of writer_; 0: nothing is written
+    bool has_state;
+  };
+  std::deque<Leaving> leaving_;
   WriteUnit write_;
   std::vector<WeightView> weights_;  // of those in memory_
   std::vector<Unit> pass_;
   bool is_expected_ = false;  // pass_ has not begun
   size_t next_ = 0;
   int64_t small_bytes_read_ = 0;
+  Background writer_;  // first to end: what it writes lies in the rings
 };
 
 void Streamed::check_ring() const {
@@ -127,8 +134,8 @@ void Streamed::check_ring() const {
     if (r.rows == 1 || (r.trained && !trained_[id].streamed)) continue;
     const int64_t rows = unit_rows(id);
     const int64_t most = std::max(most_unit_bytes(base_.tensor(id), rows), unit_bytes({id, 0, rows}));
-    check<BudgetError>(transfer_.ring_bytes() >= 3 * most, "store",
-                       "a ring of " + std::to_string(transfer_.ring_bytes()) + " bytes, expected at least " +
+    check<BudgetError>(transfer().ring_bytes() >= 3 * most, "store",
+                       "a ring of " + std::to_string(transfer().ring_bytes()) + " bytes, expected at least " +
                            std::to_string(3 * most) + ": three units of '" + r.name + "'");
   }
 }
@@ -211,7 +218,7 @@ void Streamed::keep_support(uint32_t id, const TensorDirection& d, const Kernels
 }
 
 void Streamed::use_generation(const StateReader& file) {
-  transfer_.set_file(base_.file().n_shards(), file.path());
+  transfer().set_file(base_.file().n_shards(), file.path());
   pass_.clear();
   is_expected_ = false;
   for (uint32_t id = 0; id < requests_.size(); ++id) {
@@ -245,9 +252,15 @@ const HeldUnit* Streamed::held(const Unit& u) const {
 }
 
 WeightView Streamed::acquire_state(const Unit& u) {
-  const Transfer::Pointers at = next_job();
+  // Before waiting for what may find no room while units are leaving.
+  give_back(!transfer().next_is_there());
+  const Transfer::Pointers at = source_.next();
   HeldUnit h{u, view(u, at), at[2], at[3], {}};
-  uint8_t* const memory = state_ring_.take(state_room(u));
+  uint8_t* memory = state_ring_.take(state_room(u));
+  if (memory == nullptr) {
+    give_back(true);
+    memory = state_ring_.take(state_room(u));
+  }
   check<BudgetError>(memory != nullptr, "store", "more units held than the ring of states has room for");
   h.state = state_view(u, memory);
   held_.push_back(h);
@@ -276,7 +289,8 @@ void Streamed::load(ThreadPool& pool) {
   fingerprint_ = base_.hash(
       pool,
       [&](const Base::Chunk& c, int thread) {
-        return transfer_.file(c.entry->shard)
+        return transfer()
+            .file(c.entry->shard)
             .read(c.entry->offset + c.at, c.n_bytes,
                   static_cast<uint8_t*>(buffers[static_cast<size_t>(thread)].get()));
       },
@@ -292,13 +306,13 @@ void Streamed::load(ThreadPool& pool) {
   const std::vector<Unit> units = units_to_copy(base_, requests_, unit_bytes_, state_ring_.size() > 0);
   std::vector<ReadJob> jobs;
   for (const Unit& u : units) jobs.push_back(job_for(u));
-  transfer_.begin(jobs);
+  transfer().begin(jobs);
   for (const Unit& u : units) {
-    const WeightView from = view(u, transfer_.next());
+    const WeightView from = view(u, transfer().next());
     pool.run(u.n_rows, [&](int64_t i, int) {
       convert(from, (u.row0 + i) * from.cols, from.cols, weights_[u.tensor_id]);
     });
-    transfer_.release_oldest();
+    transfer().release_oldest();
   }
 }
 
@@ -321,7 +335,7 @@ void Streamed::base_values(uint32_t id, int64_t e0, int64_t n, float* out) {
   for (size_t p = 0; p < job.parts.size(); ++p) {
     const ReadPart& r = job.parts[p];
     if (r.n_bytes == 0) continue;
-    at[p] = transfer_.file(r.file).read(r.offset, r.n_bytes, to, r.align);
+    at[p] = transfer().file(r.file).read(r.offset, r.n_bytes, to, r.align);
     to += RangeFile::room_for(r.offset, r.n_bytes);
   }
   read_as(t.view(id, row0, at[0], at[1]), e0, n, values_, out);
@@ -333,10 +347,11 @@ void Streamed::expect_pass(std::vector<Unit> units) {
 }
 
 void Streamed::begin_pass(std::vector<Unit> units) {
-  const bool runs_already = is_expected_ && units == pass_ && !transfer_.has_failed();
+  const bool runs_already = is_expected_ && units == pass_ && !transfer().has_failed();
   is_expected_ = false;
   if (runs_already) return;
-  begin_jobs({});  // nobody writes any more to what is let go of here
+  give_back(true);
+  source_.begin({});  // nobody writes any more to what is let go of here
   kept_.let_go_of_unread();
   pass_ = std::move(units);
   next_ = 0;
@@ -346,7 +361,7 @@ void Streamed::begin_pass(std::vector<Unit> units) {
   for (auto u = pass_.rbegin(); u != pass_.rend(); ++u) {
     if (memory_[u->tensor_id] || trained_[u->tensor_id].streamed || kept_.find(*u)) continue;
     const ReadJob read = job_for(*u);
-    kept_.add(*u, device_ ? Uploads::room_for(read) : Transfer::room_for(read));
+    kept_.add(*u, source_.room_for(read));
   }
   std::vector<UploadJob> jobs;
   for (const Unit& u : pass_) {
@@ -356,17 +371,7 @@ void Streamed::begin_pass(std::vector<Unit> units) {
     jobs.push_back({job_for(u), device_ && !trained_[u.tensor_id].streamed, k ? k->memory() : nullptr});
     if (k != nullptr) k->asked = true;
   }
-  begin_jobs(std::move(jobs));
-}
-
-void Streamed::begin_jobs(std::vector<UploadJob> jobs) {
-  if (uploads_) return uploads_->begin(std::move(jobs));
-  std::vector<ReadJob> reads;
-  for (const UploadJob& j : jobs) {
-    reads.push_back(j.read);
-    reads.back().to = j.to;
-  }
-  transfer_.begin(std::move(reads));
+  source_.begin(std::move(jobs));
 }
 
 WeightView Streamed::acquire(const Unit& u) {
@@ -378,9 +383,10 @@ WeightView Streamed::acquire(const Unit& u) {
   if (memory_[u.tensor_id]) return weights_[u.tensor_id];
   if (trained_[u.tensor_id].streamed) return acquire_state(u);
   KeptUnit* const k = kept_.find(u);
-  if (k == nullptr) return view(u, next_job());
+  if (k == nullptr || !k->read) give_back(!transfer().next_is_there());
+  if (k == nullptr) return view(u, source_.next());
   if (!k->read) {
-    k->at = next_job();
+    k->at = source_.next();
     k->read = true;
   }
   return view(u, k->at);
@@ -389,25 +395,49 @@ WeightView Streamed::acquire(const Unit& u) {
 void Streamed::release(const Unit& u) {
   const TrainedTensor& t = trained_[u.tensor_id];
   if (memory_[u.tensor_id] || kept_.find(u)) return;
+  int64_t job = 0;
   if (t.streamed) {
-    const HeldUnit& h = held_.front();
+    const HeldUnit h = held_.front();
+    held_.pop_front();
     if (write_ && t.packs) {
       const size_t row = static_cast<size_t>(u.row0), end = static_cast<size_t>(u.row0 + u.n_rows);
-      write_(u.tensor_id, h.values, reinterpret_cast<int8_t*>(h.tail), t.row_begin[end] - t.row_begin[row]);
+      const int64_t n = t.row_begin[end] - t.row_begin[row];
+      job = writer_.run(
+          [this, h, n] { write_(h.unit.tensor_id, h.values, reinterpret_cast<int8_t*>(h.tail), n); });
     } else if (write_) {
-      write_(u.tensor_id, h.state.data, h.state.tail, u.n_rows * h.state.cols);
+      job = writer_.run(
+          [this, h] { write_(h.unit.tensor_id, h.state.data, h.state.tail, h.unit.n_rows * h.state.cols); });
     }
-    held_.pop_front();
-    state_ring_.give_back_oldest();
   }
-  release_job();
+  leaving_.push_back({job, t.streamed});
+  give_back(false);
+}
+
+// Rings take back in order. `all`: waits for what is being written.
+void Streamed::give_back(bool all) {
+  for (; !leaving_.empty(); leaving_.pop_front()) {
+    const Leaving& l = leaving_.front();
+    if (!writer_.is_over(l.job)) {
+      if (!all) return;
+      writer_.wait(l.job);
+    }
+    if (l.has_state) state_ring_.give_back_oldest();
+    source_.release_oldest();
+  }
+}
+
+void Streamed::write_units(WriteUnit write) {
+  writer_.drop();
+  give_back(false);
+  write_ = std::move(write);
 }
 
 void Streamed::set_resident_bytes(int64_t n_bytes) {
   if (device_) return;  // they stay there
   kept_.set_limit(n_bytes);
   if (kept_.bytes() <= n_bytes) return;
-  begin_jobs({});
+  give_back(true);
+  source_.begin({});
   pass_.clear();
   is_expected_ = false;
   kept_.shrink_to_limit();
@@ -419,8 +449,8 @@ RowViews Streamed::state_rows(uint32_t id, const std::vector<int32_t>& rows, con
   state.dtype = values_;
   const BaseTensor& base = base_.tensor(id);
   StateRows found =
-      read_state_rows(t, base, state, rows, transfer_.file(base.data->shard),
-                      t.in_generation ? &transfer_.file(base_.file().n_shards()) : nullptr, kernels);
+      read_state_rows(t, base, state, rows, transfer().file(base.data->shard),
+                      t.in_generation ? &transfer().file(base_.file().n_shards()) : nullptr, kernels);
   small_bytes_read_ += found.bytes_read;
   return std::move(found.views);
 }
@@ -432,7 +462,7 @@ RowViews Streamed::rows(uint32_t id, const std::vector<int32_t>& rows) {
       t.dtype != DType::NF4, "store",
       "'" + requests_[id].name + "' is NF4, expected whole rows: only block matrices are quantized");
   const int64_t row_bytes = bytes_of(t.dtype, t.cols);
-  const RangeFile& file = transfer_.file(t.data->shard);
+  const RangeFile& file = transfer().file(t.data->shard);
   for (const int32_t r : rows) file.will_need(t.data->offset + r * row_bytes, row_bytes);
   small_bytes_read_ += static_cast<int64_t>(rows.size()) * row_bytes;
   RowViews out = copy_rows(

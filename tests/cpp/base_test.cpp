@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/background.h"
 #include "base/cpu.h"
 #include "base/dtype.h"
 #include "base/error.h"
@@ -205,6 +206,53 @@ TEST(isa_sets_agree_with_the_compiler_runtime) {
   CHECK(isa_supported(Isa::scalar));
   CHECK(numerics_name(Isa::scalar) == "scalar");
   CHECK(numerics_name(Isa::avx512) == (cpu_features().avx512_bf16 ? "avx512-bf16" : "avx512"));
+}
+
+TEST(background_does_jobs_in_order) {
+  Background b;
+  std::vector<int> done;
+  int64_t last = 0;
+  for (int i = 0; i < 100; ++i) last = b.run([&done, i] { done.push_back(i); });
+  b.wait(last);
+  CHECK(b.is_over(last) && done.size() == 100 && std::is_sorted(done.begin(), done.end()));
+  b.wait_for_all();
+}
+
+TEST(background_throws_once_asked_and_does_nothing_after) {
+  Background b;
+  std::atomic<int> n = 0;
+  b.run([&] { ++n; });
+  const int64_t bad = b.run([] { fail<IoError>("test", "no"); });
+  const int64_t after = b.run([&] { ++n; });
+  CHECK_THROWS(IoError, "no", b.wait(bad));
+  CHECK_THROWS(IoError, "no", b.wait_for_all());
+  CHECK(b.is_over(b.run([&] { ++n; })) && b.is_over(after) && n == 1);
+  b.drop();
+  b.run([&] { ++n; });
+  b.wait_for_all();
+  CHECK(n == 2);
+}
+
+TEST(background_that_is_dropped_or_ends_waits_for_what_runs) {
+  std::atomic<bool> in = false, out = false;
+  int n_later = 0;
+  {
+    Background b;
+    for (int round = 0; round < 2; ++round) {
+      in = out = false;
+      b.run([&] {
+        in = true;
+        std::this_thread::sleep_for(std::chrono::milliseconds(30));
+        out = true;
+      });
+      const int64_t later = b.run([&] { ++n_later; });
+      while (!in) std::this_thread::yield();
+      if (round == 1) break;
+      b.drop();
+      CHECK(out && b.is_over(later));
+    }
+  }
+  CHECK(out && n_later == 0);
 }
 
 TEST_MAIN()
