@@ -382,6 +382,20 @@ def test_streamed_state_is_found_again(base, tmp_path, name):
             assert run.diagnostics() == same.diagnostics()
 
 
+def test_a_generation_may_be_written_between_steps(base, tmp_path):
+    method = METHODS["sparse-mezo"]
+    options = {"memory_budget": "32MiB", "stream_trained": True, "generation_every": 99}
+    run_of(base, tmp_path / "whole", method, n_steps=6, **options)
+    settings = {"lr": 2.0**-8, "eps": 2.0**-7, "seed": 5, "threads": 2}
+    with Runtime.from_pretrained(base, method=method, run_dir=tmp_path / "r", **settings, **options) as run:
+        for s in range(5):
+            run.train_step(batch(s))
+            if s % 2:
+                run._engine.save_generation()
+    run_of(base, tmp_path / "r", method, n_steps=6, **options)
+    assert bits(tmp_path / "r") == bits(tmp_path / "whole")
+
+
 def test_streamed_state_starts_from_a_delta(base, tmp_path):
     method = METHODS["sparse-mezo"]
     run_of(base, tmp_path / "first", method)

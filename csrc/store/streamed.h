@@ -63,7 +63,7 @@ class Streamed final : public Store {
   void keep_support(uint32_t id, const TensorDirection& d, const Kernels& kernels, ThreadPool& pool) override;
   void use_generation(const StateReader& file) override;
   void write_units(WriteUnit write) override;
-  void finish_writing() override { writer_.wait_for_all(); }
+  void finish_writing() override;
   void finish_rows(const Unit& unit, int64_t row0, int64_t n, const Kernels& kernels) override;
 
  private:

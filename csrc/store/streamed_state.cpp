@@ -130,6 +130,11 @@ void Streamed::give_back(bool all) {
   }
 }
 
+void Streamed::finish_writing() {
+  writer_.wait_for_all();
+  give_back(false);
+}
+
 void Streamed::write_units(WriteUnit write) {
   writer_.drop();
   give_back(false);
