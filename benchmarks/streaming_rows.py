@@ -64,18 +64,6 @@ def planned(model: Path, method: dict, ids: list, rates: dict | None = None, **o
     return dict(p.plan(planning.core_batch(one_label(ids)), 2, **(rates or {})))
 
 
-def planned_interval(model: Path, method: dict, ids: list, rates: dict, **options) -> int:
-    """Steps from one generation to the next that the planner reckons with, from the bytes it says are written."""
-    from pysmezo import _core
-
-    record = _core.RECORD_HEAD_BYTES + 4
-
-    def of_generations(**more) -> int:
-        return planned(model, method, ids, rates, **options, **more)["bytes_written_per_step"] - record
-
-    return round(of_generations(generation_every=1) / of_generations())
-
-
 class Side(common.Child):
     """A run of ours in a process of its own."""
 
@@ -153,7 +141,8 @@ def read_only(bench: Bench, row: Row) -> dict:
 
 def generations(bench: Bench, row: Row) -> dict:
     """After one step a generation is written, so that every step reads one; the step after it has no pending record.
-    Then come k steps: the first replays one record, the last replays k and writes the next generation."""
+    Then come k steps, a few times over: the first replays one record, the last replays k and writes the next generation.
+    """
     from pysmezo import _core, planning
 
     state_bytes = row.model.state_bytes(1 - row.method["sparsity"])
@@ -161,7 +150,8 @@ def generations(bench: Bench, row: Row) -> dict:
     budget, kept = quarter(model), planning.kept_rates(model)
     rates = kept or dict(_core.doctor_rates(threads=bench.threads))
     options = {"memory_budget": budget, "threads": bench.threads, "stream_trained": True}
-    k = planned_interval(model, row.method, ids_of(row, model), rates, **options)
+    k = planned(model, row.method, ids_of(row, model), rates, **options)["generation_every"]
+    n = k * max(1, round(bench.pairs / k))
     with bench.models.temporary() as at:
         at = Path(at)
         own = copy(model, at)
@@ -182,23 +172,24 @@ def generations(bench: Bench, row: Row) -> dict:
             generation_bytes = streamed.ask("generation")["written"]
             pair()
             rounds = []
-            for i in range(k):
+            for i in range(n):
                 rounds.append(pair())
-                common.note(f"step {i + 1} of {k}")
+                common.note(f"step {i + 1} of {n}")
             peak = streamed.ask("report")["process"]
     a_s, b_s = [a["seconds"] for a, _ in rounds], [b["seconds"] for _, b in rounds]
     writes = [i for i, (_, b) in enumerate(rounds) if b["written"] >= generation_bytes]
-    if writes != [k - 1]:
-        raise AssertionError(f"generations written in steps {writes} of {k}, expected one, in the last")
+    if writes != list(range(k - 1, n, k)):
+        raise AssertionError(f"generations written in steps {writes} of {n}, expected each {k}th")
     mean = statistics.fmean(b_s)
     return {
         "k": k,
         "rates": "kept by doctor" if kept else "measured for this row",
-        "resident_s": statistics.median(a_s),
+        "resident_s": statistics.fmean(a_s),
         "streamed_mean_s": mean,
-        "ratio": mean / statistics.median(a_s),
-        "write_step_s": b_s[-1],
-        "other_steps_s": statistics.median(b_s[:-1] or b_s),
+        "ratio": mean / statistics.fmean(a_s),
+        "pairs": n,
+        "write_step_s": statistics.median(b_s[i] for i in writes),
+        "other_steps_s": statistics.median(b_s[i] for i in range(n) if k == 1 or i not in writes),
         "stall_s": statistics.median(b["stall_s"] for _, b in rounds),
         "read_mib": statistics.median(b["read"] for _, b in rounds) / MIB,
         "generation_mib": generation_bytes / MIB,

@@ -21,6 +21,7 @@ from pysmezo import (
     packing,
     planning,
 )
+from pysmezo.verbs import plan as plan_verb
 
 CONFIG = tiny_llama.config(hidden=128, inner=384) | {"vocab_size": 1200, "max_position_embeddings": 4096}
 METHODS = {
@@ -219,6 +220,27 @@ def test_command_says_what_would_fit(command):
         flags = ("--method", "sensitive", "--memory-budget", budget, "--batch", 64, "--length", 1000)
         assert command(*flags)[0] == expected
     assert command("--memory-budget", "plenty")[0] == cli.USAGE
+
+
+def test_interval_between_generations_is_told(bases):
+    p = planning.planner(bases["bf16"], SparseMeZO(), memory_budget="12MiB", stream_trained=True, threads=2)
+    b = planning.core_batch(batch("language", 2, 8))
+    found = p.plan(b, 2)
+    assert found["trained_streams"] and found["generation_every"] == 64  # no rates are known
+    n = sum(r * c for _, r, c, linear in core_tensors(bases["bf16"]) if linear)
+    assert found["generation_bytes"] == pytest.approx(3 * 0.25 * n, rel=0.01)
+    rates = {"gemm_flops_per_s": 1e12, "operands_per_s": 1e9}
+    every = [p.plan(b, 2, updates_per_s=u, **rates)["generation_every"] for u in (1e13, 1e9, 1e7)]
+    assert every[0] == 64 and 64 > every[1] > every[2] >= 1  # the slower records are applied, the fewer wait
+    resident = planning.planner(bases["bf16"], SparseMeZO(), memory_budget="200MiB", threads=2).plan(b, 2)
+    assert resident["generation_every"] is None and resident["generation_bytes"] == 0
+    lines = plan_verb.lines(found | {"predicted_process_bytes": 1}, 2, 8)
+    assert any(line.startswith("generations") and "every 64 steps (a guess" in line for line in lines)
+
+
+def core_tensors(base):
+    with Runtime.from_pretrained(base, method=MeZO(), lr=1e-3, eps=1e-2) as run:
+        return run._engine.tensors
 
 
 def test_config_file_holds_fields_of_the_method(command, tmp_path):

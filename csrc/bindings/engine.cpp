@@ -168,6 +168,10 @@ py::dict plan_dict(const Planner& planner, const Batch& batch, int64_t n_branche
   out["predicted_step_s"] = p.step_s >= 0 ? py::object(py::float_(p.step_s)) : py::none();
   out["smallest_budget_bytes"] = p.smallest_budget_bytes;
   out["micro_batches"] = p.n_micro_batches;
+  out["generation_bytes"] = p.generation_bytes;
+  out["generation_every"] = p.steps_a_generation > 0
+                                ? py::object(py::int_(static_cast<int64_t>(p.steps_a_generation)))
+                                : py::none();
   return out;
 }
 

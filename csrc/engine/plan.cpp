@@ -378,6 +378,10 @@ Plan Planner::of(const Batch& batch, const StepShape& shape, const Rates& rates,
                           {"opening", opening},
                           {"other", f.other}};
   out.bytes_written = kRecordHeadBytes + 4 * options_.method.queries;
+  if (out.streams_trained) {
+    out.generation_bytes = generation_bytes();
+    out.steps_a_generation = steps_a_generation(rates);
+  }
   if (const double steps = steps_a_generation(rates); steps > 0)
     out.bytes_written += static_cast<int64_t>(static_cast<double>(generation_bytes()) / steps);
   if (rates.gemm_flops_per_s > 0 && rates.operands_per_s > 0 && rates.updates_per_s > 0) {

@@ -33,6 +33,8 @@ struct Plan {
   int64_t bytes_read = 0, bytes_written = 0;                      // a step
   double step_s = -1;                                             // -1: rates are not known
   int64_t n_micro_batches = 1;
+  int64_t generation_bytes = 0;       // of one; 0: what trains is in memory
+  double steps_a_generation = 0;      // 0: not known, or what trains is in memory
   int64_t smallest_budget_bytes = 0;  // that this batch fits in
 };
 

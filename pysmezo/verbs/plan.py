@@ -83,6 +83,9 @@ def lines(r: dict, batch: int, length: int) -> list[str]:
         f"written a step    {r['bytes_written_per_step']} bytes",
         f"step              {step}",
     ]
+    if r["trained_streams"]:
+        guess = "" if r["predicted_step_s"] is not None else " (a guess until `pysmezo doctor` has run here)"
+        out.append(f"generations       {mib(r['generation_bytes'])} every {r['generation_every']} steps{guess}")
     if r["budget_bytes"] is not None:
         out.append(
             f"smallest budget   {r['smallest_budget_bytes']} bytes ({r['smallest_budget_bytes'] / 2**20:.1f} MiB)"
