@@ -210,24 +210,13 @@ Planner::Streaming Planner::streaming(const Batch& batch, const MicroBatches& mi
     if (r.trained && !packs(u.tensor_id)) continue;  // a dense generation has everything
     for (const ReadPart& p : job.parts) out.bytes_read += p.n_bytes;
   }
-  // States are held for a region at a time (Weights::multiply), then their ring begins anew.
-  for (const LayerTensors& l : tensors.layers) {
-    for (const std::vector<int64_t>& region :
-         {std::vector<int64_t>{l.q, l.k, l.v}, {l.o}, {l.gate, l.up}, {l.down}}) {
-      int64_t held = 0;
-      for (const int64_t id : region) {
-        const TensorRequest& r = request(static_cast<uint32_t>(id));
-        held += r.trained && !keeps_trained ? copy_bytes(r.rows * r.cols, opening_.values) : 0;
-      }
-      states = std::max(states, std::min(held, ring / 2));
-    }
-  }
   std::set<uint32_t> visited;
   for (const Unit& u : pass) visited.insert(u.tensor_id);
   for (uint32_t id = 0; id < opening_.requests.size() && !keeps_trained; ++id) {
     if (!request(id).trained || in_memory(id)) continue;
     const int64_t state = bytes_of(opening_.values, n_state(id));
     if (visited.count(id)) {
+      states += copy_bytes(request(id).rows * request(id).cols, opening_.values);
       out.bytes_read += state;
       through += state;
     } else {

@@ -46,7 +46,7 @@ int64_t single_row_bytes(const BaseTensor& t) { return (bytes_of(t.dtype, t.cols
 ReadJob read_job_for(const Base& base, const Unit& u) {
   const BaseTensor& t = base.tensor(u.tensor_id);
   const auto part = [](const TensorEntry& e, BaseTensor::Range range, int64_t align) {
-    return ReadPart{e.shard, e.offset + range.begin, range.n_bytes, align};
+    return ReadPart{e.shard, e.offset + range.begin, range.n_bytes, static_cast<int32_t>(align)};
   };
   ReadJob job;
   job.parts[0] = part(*t.data, t.data_range(u.row0, u.n_rows), t.data_align());

@@ -29,16 +29,19 @@ class Ring {
   // block of none takes kAlign, or it would not tell where the next one begins.
   uint8_t* take(int64_t n_bytes) {
     n_bytes = std::max(n_bytes, kAlign);
-    int64_t at = blocks_.empty() ? 0 : blocks_.back().end;
+    // Also an empty ring goes on where the last block ended: how much of it is ever touched does then not
+    // hang on who was faster.
+    int64_t at = end_;
     const int64_t oldest = blocks_.empty() ? size_ : blocks_.front().begin;
     const bool wrapped = !blocks_.empty() && blocks_.back().begin < oldest;
-    if (wrapped || blocks_.empty()) {
+    if (wrapped) {
       if (at + n_bytes > oldest) return nullptr;
     } else if (at + n_bytes > size_) {
       at = 0;
       if (n_bytes > oldest) return nullptr;
     }
-    blocks_.push_back({at, at + n_bytes});
+    end_ = at + n_bytes;
+    blocks_.push_back({at, end_});
     return memory_ + at;
   }
   void give_back_oldest() {
@@ -46,14 +49,17 @@ class Ring {
                          "nothing was taken from the ring that could be given back");
     blocks_.pop_front();
   }
-  void clear() { blocks_.clear(); }
+  void clear() {
+    blocks_.clear();
+    end_ = 0;
+  }
   int64_t size() const { return size_; }
 
  private:
   struct Block {
     int64_t begin, end;
   };
-  int64_t size_;
+  int64_t size_, end_ = 0;
   Pages own_;
   uint8_t* memory_ = nullptr;
   std::deque<Block> blocks_;

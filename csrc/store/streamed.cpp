@@ -64,8 +64,8 @@ ReadJob Streamed::job_for(const Unit& u) const {
   const int64_t first = packed ? s.row_begin[row] : u.row0 * t.cols;
   const int64_t n = packed ? s.row_begin[end] - s.row_begin[row] : u.n_rows * t.cols;
   const int file = base_.file().n_shards();
-  job.parts[2] = {file, s.values.offset + first * value_bytes(), n * value_bytes(), value_bytes(),
-                  s.in_generation};
+  job.parts[2] = {file, s.values.offset + first * value_bytes(), n * value_bytes(),
+                  static_cast<int32_t>(value_bytes()), s.in_generation};
   if (values_ == DType::BF16T8) job.parts[3] = {file, s.tail.offset + first, n, 1, s.in_generation};
   return job;
 }
@@ -163,13 +163,17 @@ void Streamed::begin_pass(std::vector<Unit> units) {
     const ReadJob read = job_for(*u);
     kept_.add(*u, source_.room_for(read));
   }
-  std::vector<UploadJob> jobs;
+  std::vector<ReadJob> jobs;
+  jobs.reserve(pass_.size());  // with small rings there are thousands
   for (const Unit& u : pass_) {
     if (memory_[u.tensor_id]) continue;
     KeptUnit* const k = kept_.find(u);
     if (k != nullptr && k->asked) continue;
-    jobs.push_back({job_for(u), device_ && !trained_[u.tensor_id].streamed, k ? k->memory() : nullptr});
-    if (k != nullptr) k->asked = true;
+    jobs.push_back(job_for(u));
+    jobs.back().to_device = device_ && !trained_[u.tensor_id].streamed;
+    if (k == nullptr) continue;
+    jobs.back().to = k->memory();
+    k->asked = true;
   }
   source_.begin(std::move(jobs));
 }

@@ -13,7 +13,7 @@ namespace smezo {
 struct ReadPart {
   int file = 0;
   int64_t offset = 0, n_bytes = 0;
-  int64_t align = 1;  // of the bytes in memory, a power of two: files hold elements at any address
+  int32_t align = 1;  // of the bytes in memory, a power of two: files hold elements at any address
   bool read = true;   // false: room only
 };
 constexpr int kMaxParts = 4;
@@ -21,6 +21,7 @@ constexpr int kMaxParts = 4;
 struct ReadJob {
   std::array<ReadPart, kMaxParts> parts;  // those of no bytes are not read
   uint8_t* to = nullptr;                  // room_for(job) bytes, aligned to a page; nullptr: the ring
+  bool to_device = false;                 // of Uploads: `to`, or the ring, is there
 };
 
 class Transfer {

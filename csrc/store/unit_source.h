@@ -21,8 +21,9 @@ class UnitSource {
     return uploads_ ? Uploads::room_for(job) : Transfer::room_for(job);
   }
 
-  // As in Transfer; UploadJob::to is on the device if the job goes there.
-  void begin(std::vector<UploadJob> jobs);
+  void begin(std::vector<ReadJob> jobs) {
+    uploads_ ? uploads_->begin(std::move(jobs)) : transfer_.begin(std::move(jobs));
+  }
   Transfer::Pointers next() { return uploads_ ? uploads_->next() : transfer_.next(); }
   void release_oldest() { uploads_ ? uploads_->release_oldest() : transfer_.release_oldest(); }
   double stall_s() const { return transfer_.stall_s() + (uploads_ ? uploads_->stall_s() : 0); }

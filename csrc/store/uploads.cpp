@@ -34,10 +34,10 @@ void Uploads::wait_for_copies() {
   if (n_taken_ > 0) device_.wait(items_[n_taken_ - 1].event);
 }
 
-void Uploads::begin(std::vector<UploadJob> jobs) {
+void Uploads::begin(std::vector<ReadJob> jobs) {
   wait_for_copies();
-  std::vector<ReadJob> reads;
-  for (const UploadJob& j : jobs) reads.push_back(j.read);
+  std::vector<ReadJob> reads = jobs;
+  for (ReadJob& j : reads) j.to = j.to_device ? nullptr : j.to;
   from_.begin(std::move(reads));
   ring_.clear();
   jobs_ = std::move(jobs);
@@ -56,18 +56,18 @@ void Uploads::give_back_host() {
 
 // The next job's read, waited for, and its copy, begun. false: no room on the device yet.
 bool Uploads::take() {
-  const UploadJob& job = jobs_[n_taken_];
+  const ReadJob& job = jobs_[n_taken_];
   Item& item = items_[n_taken_];
   // Events come in order, so one that needs none has that of the job before.
   item.event = n_taken_ > 0 ? items_[n_taken_ - 1].event : 0;
   uint8_t* to = nullptr;
   if (job.to_device) {
-    to = job.to != nullptr ? job.to : ring_.take(room_for(job.read));
+    to = job.to != nullptr ? job.to : ring_.take(room_for(job));
     if (to == nullptr) return false;
   }
   item.at = from_.next();
-  for (size_t p = 0; job.to_device && p < job.read.parts.size(); ++p) {
-    const int64_t n = job.read.parts[p].n_bytes;
+  for (size_t p = 0; job.to_device && p < job.parts.size(); ++p) {
+    const int64_t n = job.parts[p].n_bytes;
     if (n == 0) continue;
     item.event = device_.copy(to, item.at[p], n);
     item.at[p] = to;
@@ -84,8 +84,8 @@ Uploads::Pointers Uploads::next() {
     wait_for_copies();  // or the host's ring may have no room for what is needed now
     give_back_host();
     check<BudgetError>(take(), "device",
-                       "no room for " + std::to_string(room_for(jobs_[n_taken_].read)) +
-                           " bytes in a ring of " + std::to_string(ring_.size()) +
+                       "no room for " + std::to_string(room_for(jobs_[n_taken_])) + " bytes in a ring of " +
+                           std::to_string(ring_.size()) +
                            ", of which some may be held; expected a larger ring");
   }
   while (n_taken_ < jobs_.size() && from_.next_is_there() && take()) {

@@ -9,23 +9,18 @@
 
 namespace smezo {
 
-struct UploadJob {
-  ReadJob read;
-  bool to_device = true;  // false: it is used where it was read to
-  uint8_t* to = nullptr;  // Uploads::room_for(read) bytes on the device; nullptr: the ring there
-};
-
 class Uploads {
  public:
   using Pointers = Transfer::Pointers;
-  static int64_t room_for(const ReadJob& job);
+  static int64_t room_for(const ReadJob& job);  // on the device
 
   // BudgetError: the device has no room for the ring.
   Uploads(Transfer& from, Device& device, int64_t ring_bytes);
   ~Uploads();
 
-  // An earlier list is given up; reads and copies under way are waited for.
-  void begin(std::vector<UploadJob> jobs);
+  // An earlier list is given up; reads and copies under way are waited for. Those that do not go to the
+  // device are used where they were read to.
+  void begin(std::vector<ReadJob> jobs);
   // Waits for the next job's copy and starts those of later ones that were read. Errors: Transfer::next.
   Pointers next();
   void release_oldest();  // of those that next() gave out and that took room in either ring
@@ -45,7 +40,7 @@ class Uploads {
   Device& device_;
   DeviceMemory memory_;
   Ring ring_;
-  std::vector<UploadJob> jobs_;
+  std::vector<ReadJob> jobs_;
   std::vector<Item> items_;
   size_t n_taken_ = 0, n_given_ = 0;  // of jobs: read and being copied; given out by next()
   size_t n_back_ = 0;                 // whose place in the host's ring was given back

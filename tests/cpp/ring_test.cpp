@@ -20,14 +20,10 @@ struct Model {
   // The first page of the n that a block would get, -1: no room.
   int64_t place(int64_t n) const {
     const int64_t size = static_cast<int64_t>(pages.size());
-    int64_t at = 0;
-    if (!blocks.empty()) {
-      at = blocks.back().first + blocks.back().second;
-      const bool wrapped = blocks.back().first < blocks.front().first;
-      if (at + n > size) {
-        if (wrapped) return -1;
-        at = 0;
-      }
+    int64_t at = end;
+    if (at + n > size) {
+      if (!blocks.empty() && blocks.back().first < blocks.front().first) return -1;  // it has wrapped before
+      at = 0;
     }
     if (at + n > size) return -1;
     for (int64_t p = at; p < at + n; ++p) {
@@ -41,6 +37,7 @@ struct Model {
 
   std::vector<int> pages;
   std::vector<std::pair<int64_t, int64_t>> blocks;
+  int64_t end = 0;  // of the last block there was
 };
 
 }  // namespace
@@ -73,6 +70,7 @@ TEST(random_takes_and_releases_equal_the_model) {
         if (!model.blocks.empty() && at < model.blocks.back().first) ++n_wrapped;
         model.mark(at, n, i);
         model.blocks.push_back({at, n});
+        model.end = at + n;
         std::memset(got, i & 255, static_cast<size_t>(n * kPage));
         ++n_taken;
       } else if (!model.blocks.empty()) {

@@ -41,6 +41,7 @@ struct Source {
 ReadJob job_at(int64_t offset, int64_t n_bytes) {
   ReadJob job;
   job.parts[0] = {0, offset, n_bytes};
+  job.to_device = true;
   return job;
 }
 
@@ -104,18 +105,18 @@ TEST(what_comes_out_is_what_was_read) {
     Uploads uploads(transfer, *device, ring);
     CHECK(device->used_bytes() == whole_pages(ring));
     for (int list = 0; list < 8; ++list) {
-      std::vector<UploadJob> jobs;
+      std::vector<ReadJob> jobs;
       uploads.begin({});
       own.clear();
       for (unsigned i = 0; i < 1 + random() % 30; ++i) {
-        UploadJob job;
+        ReadJob job;
         const int64_t n = 1 + static_cast<int64_t>(random() % kLargest),
                       offset = static_cast<int64_t>(random() % static_cast<unsigned>(kFileBytes - n));
-        job.read = job_at(offset, n / 2 + 1);
-        job.read.parts[1] = {0, offset + n / 2, n - n / 2, 4};
+        job = job_at(offset, n / 2 + 1);
+        job.parts[1] = {0, offset + n / 2, n - n / 2, 4};
         job.to_device = random() % 3 != 0;
         if (job.to_device && random() % 4 == 0) {
-          own.push_back(allocate_on(*device, Uploads::room_for(job.read)));
+          own.push_back(allocate_on(*device, Uploads::room_for(job)));
           job.to = own.back().get();
           if (job.to == nullptr) own.pop_back();
         }
@@ -126,14 +127,14 @@ TEST(what_comes_out_is_what_was_read) {
       const size_t until = random() % 3 == 0 ? random() % jobs.size() : jobs.size();
       std::deque<std::pair<size_t, Transfer::Pointers>> held;
       const auto release = [&] {
-        CHECK(file.same(jobs[held.front().first].read, held.front().second));
+        CHECK(file.same(jobs[held.front().first], held.front().second));
         held.pop_front();
         uploads.release_oldest();
       };
       std::vector<std::pair<size_t, Transfer::Pointers>> kept;
       for (size_t i = 0; i < until; ++i) {
         const Transfer::Pointers at = uploads.next();
-        CHECK(file.same(jobs[i].read, at));
+        CHECK(file.same(jobs[i], at));
         if (jobs[i].to_device && jobs[i].to != nullptr) {
           CHECK(at[0] == jobs[i].to);
           kept.emplace_back(i, at);
@@ -142,7 +143,7 @@ TEST(what_comes_out_is_what_was_read) {
         }
         if (!held.empty() && (held.size() == 2 || random() % 2)) release();
       }
-      for (const auto& [i, at] : kept) CHECK(file.same(jobs[i].read, at));
+      for (const auto& [i, at] : kept) CHECK(file.same(jobs[i], at));
     }
   }
 }
@@ -153,8 +154,8 @@ TEST(copies_of_later_jobs_begin_while_one_is_used) {
   ManualDevice device;
   Transfer transfer({file.path}, 8 * 8192, 1);
   Uploads uploads(transfer, device, 3 * 8192);
-  std::vector<UploadJob> jobs;
-  for (int i = 0; i < 8; ++i) jobs.push_back({job_at(8192 * i, 8192)});
+  std::vector<ReadJob> jobs;
+  for (int i = 0; i < 8; ++i) jobs.push_back(job_at(8192 * i, 8192));
   uploads.begin(jobs);
   settle(transfer);
   CHECK(transfer.bytes_read() == 8 * 8192);
@@ -175,8 +176,8 @@ TEST(the_hosts_ring_is_given_back_when_the_copy_has_come) {
   ManualDevice device;
   Transfer transfer({file.path}, 2 * 8192, 1);  // two at a time
   Uploads uploads(transfer, device, 8 * 8192);
-  std::vector<UploadJob> jobs;
-  for (int i = 0; i < 6; ++i) jobs.push_back({job_at(8192 * i, 8192)});
+  std::vector<ReadJob> jobs;
+  for (int i = 0; i < 6; ++i) jobs.push_back(job_at(8192 * i, 8192));
   uploads.begin(jobs);
   settle(transfer);
   CHECK(transfer.bytes_read() == 2 * 8192);
@@ -196,7 +197,7 @@ TEST(a_failed_read_is_one_error_when_its_turn_comes) {
   ManualDevice device;
   Transfer transfer({file.path}, 8 * 8192, 1);
   Uploads uploads(transfer, device, 8 * 8192);
-  const std::vector<UploadJob> jobs = {{job_at(0, 8192)}, {job_at(kFileBytes, 8192)}, {job_at(8192, 8192)}};
+  const std::vector<ReadJob> jobs = {job_at(0, 8192), job_at(kFileBytes, 8192), job_at(8192, 8192)};
   for (int i = 0; i < 2; ++i) {
     uploads.begin(jobs);
     settle(transfer);
@@ -204,7 +205,7 @@ TEST(a_failed_read_is_one_error_when_its_turn_comes) {
     CHECK_THROWS(IoError, "", uploads.next());
   }
   uploads.begin({jobs[0]});
-  CHECK(file.same(jobs[0].read, uploads.next()));
+  CHECK(file.same(jobs[0], uploads.next()));
 }
 
 TEST(a_device_too_small_is_refused) {
