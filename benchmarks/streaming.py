@@ -7,7 +7,7 @@ generations  the same for SparseMeZO with its state streamed: the mean of k step
              is what `plan` chooses by the rates that `pysmezo doctor` kept, or by rates measured then.
 accelerate   our step against two forwards of a transformers model offloaded to disk by accelerate, in turns, at a
              budget that makes our process no larger than theirs.
-growth       the peak at 8, 16 and 32 layers, with the smallest budget that `plan` accepts and a ring of one size.
+growth       the peak at 8, 16 and 32 layers, with a ring of one size, the batch at once and no unit that stays.
 memory       the peak (VmHWM) of a whole process that takes a few steps within a budget.
 
 Rows are processes of their own. A finished row is appended to results/streaming.jsonl at once and not measured again on

@@ -288,8 +288,10 @@ def alone(bench: Bench, model: Path, row: Row, **options) -> dict:
 def growth(bench: Bench, row: Row) -> dict:
     model = bench.models.path(row.model)
     ids, ring = ids_of(row, model), {"ring_bytes": GROWTH_RING_BYTES}
+    # The batch at once, and nothing that stays: not the smallest budget, in which it goes in micro-batches.
     found = planned(model, row.method, ids, memory_budget=1 << 40, threads=bench.threads, **ring)
-    budget = found["smallest_budget_bytes"]
+    held = found["bytes_by_purpose"]
+    budget = found["predicted_peak_bytes"] - held["resident units"] - held["ring"] + GROWTH_RING_BYTES
     out = alone(bench, model, row, texts=row.texts, tokens=row.tokens, budget=budget, **ring)
     return out | {"budget_mib": budget / MIB, "less_index_sets_mib": out["above_open_mib"] - out["index_sets_mib"]}
 

@@ -88,8 +88,7 @@ ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bo
   Workspace work = plan_workspace(impl_->arena, impl_->config, batch,
                                   shape_of(context, impl_->store, impl_->tensors.embedding), whole_head);
   Forward f{impl_->config, context, batch, weights, work, times};
-  const std::vector<Unit> pass = pass_of(impl_->tensors, whole_head, cut_of(impl_->store));
-  impl_->store.begin_pass(pass);
+  impl_->store.begin_pass(pass_of(impl_->tensors, whole_head, cut_of(impl_->store)));
   impl_->fill_rope(batch, work);
   times.spent(Part::other);
   impl_->embed(f);
@@ -99,7 +98,7 @@ ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bo
   for (size_t l = 0; l < layers.size(); ++l) run_block(f, layers[l], l + 1 == layers.size());
   ForwardResult result;
   result.values = run_head(f, impl_->tensors, want_logits);
-  impl_->store.expect_pass(pass);
+  impl_->store.expect_same_pass();
   // Of the vocabulary only the batch's tokens and the candidates were read: its mapped pages need not stay
   // resident.
   for (const int64_t id : {impl_->tensors.embedding, impl_->tensors.head}) {

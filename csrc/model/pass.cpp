@@ -48,6 +48,7 @@ std::vector<Unit> pass_of(const ModelTensors& tensors, bool whole_head, const Cu
     add(units_of({l.down}, cut));
   }
   if (whole_head) add(units_of({tensors.head}, cut));
+  out.shrink_to_fit();  // the store keeps it
   return out;
 }
 

@@ -106,8 +106,8 @@ class Store {
   virtual int64_t unit_bytes(const Unit& unit) const = 0;
   // Announces what will be acquired, in this order; reading begins. An earlier pass is given up.
   virtual void begin_pass(std::vector<Unit> units) = 0;
-  // What the next pass probably is: reading begins. Any other may be begun.
-  virtual void expect_pass(std::vector<Unit> /*units*/) {}
+  // The next pass is probably the last one again: reading begins. Any other may be begun.
+  virtual void expect_same_pass() {}
   // Waits for the next unit of the pass. IoError when it could not be read; the pass is then over. Row
   // numbers of the view are the tensor's.
   virtual WeightView acquire(const Unit& unit) = 0;

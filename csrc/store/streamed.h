@@ -33,7 +33,7 @@ class Streamed final : public Store {
                     trained_[unit.tensor_id].streamed ? state_room(unit) : 0);
   }
   void begin_pass(std::vector<Unit> units) override;
-  void expect_pass(std::vector<Unit> units) override;
+  void expect_same_pass() override;
   WeightView acquire(const Unit& unit) override;
   void release(const Unit& unit) override;
   RowViews rows(uint32_t id, const std::vector<int32_t>& rows) override;
