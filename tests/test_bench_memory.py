@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_llama
 import tiny_task
+from quick import quickly
 
 from pysmezo import PysmezoError, _draw_memory, cli, held, memory, methods, packing, planning
 from pysmezo.verbs import bench_memory
@@ -51,7 +52,7 @@ def command(model, **flags):
     return cli.main(["bench", "memory", "--json", *given])
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(scope="module", params=quickly(("streamed",), RUNS))
 def measured(request, model, tmp_path_factory):
     """(name, result, rows, what it printed) of a run."""
     flags = dict(RUNS[request.param])

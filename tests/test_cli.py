@@ -205,6 +205,7 @@ def test_train_eval_inspect(task_dir, tmp_path, capsys):
     assert "batch 4, expected 5" in failed(capsys, ["train", *train_flags(task_dir, run_dir, batch=5)])
 
 
+@pytest.mark.slow
 def test_yaml_config_trains_like_flags(task_dir, tmp_path, capsys):
     flags = train_flags(task_dir, tmp_path / "a")
     assert cli.main(["train", *flags, "--sparsity", "0.5"]) == 0
@@ -234,6 +235,7 @@ def test_too_small_a_budget_exits_3(task_dir, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: [")
 
 
+@pytest.mark.slow
 def test_reads_through_the_page_cache_and_runs_of_releases_without(task_dir, tmp_path, capsys):
     """The same bits with the option, kept in run.json; a run.json that lacks it goes on with the default."""
     budget = {"memory-budget": "64MiB", "steps": 6, "eval": None}

@@ -149,6 +149,7 @@ def test_splits_are_balanced_disjoint_and_fixed(folder, reviews):
     assert digest == "6ea3245d1c83ce96b1f23a190c8b6559f707808bc1a2da5623c8d80c1702ee52"
 
 
+@pytest.mark.slow
 def test_task_and_label_words(folder, tmp_path):
     paths = demo.prepare(folder)
     d = data.tokenize(paths["model"], paths["dev"], paths["task"], tmp_path / "dev.ids")
@@ -157,6 +158,7 @@ def test_task_and_label_words(folder, tmp_path):
     assert d.max_length < 120
 
 
+@pytest.mark.slow
 def test_prepared_once_and_again_when_unfinished(folder):
     model = folder / "model" / "model.safetensors"
     stamp = model.stat().st_mtime_ns

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import tiny_llama
+from quick import quickly
 
 from pysmezo import ArgumentError, MeZO, RandomMask, Runtime, SparseMeZO, _core
 
@@ -222,7 +223,7 @@ def child_isas():
     return _core.supported_isas()
 
 
-@pytest.mark.parametrize("noise", ["gaussian", "gaussian8", "rademacher"])
+@pytest.mark.parametrize("noise", quickly(("gaussian8",), ["gaussian", "gaussian8", "rademacher"]))
 def test_replay_is_bit_exact_on_every_instruction_set(base, tmp_path, noise):
     """Losses may differ between sets; noise, masks and updates may not: the journal of one rebuilds the same weights on all."""
     method = SparseMeZO(sparsity=0.5, noise=noise, queries=2, weight_decay=0.1)

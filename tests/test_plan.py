@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_llama
 import tiny_task
+from quick import quickly
 
 from pysmezo import (
     ArgumentError,
@@ -64,7 +65,7 @@ def opened(base, method, budget, **options):
     return Runtime.from_pretrained(base, method=method, lr=1e-3, eps=1e-2, memory_budget=budget, threads=2, **options)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "nf4", "nf4-dq", "int8"])
+@pytest.mark.parametrize("dtype", quickly(("bf16", "nf4-dq"), ["bf16", "nf4", "nf4-dq", "int8"]))
 @pytest.mark.parametrize("name", METHODS)
 def test_plan_is_what_the_run_holds(bases, tmp_path, name, dtype):
     if name == "everything" and dtype != "bf16":
@@ -252,6 +253,7 @@ def test_config_file_holds_fields_of_the_method(command, tmp_path):
     assert command("--method", "mezo", "--fraction", 0.1)[0] == cli.USAGE
 
 
+@pytest.mark.slow
 def test_training_that_does_not_fit_takes_no_step(bases, tmp_path, capsys):
     import shutil
 

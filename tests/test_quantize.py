@@ -273,6 +273,7 @@ def test_verb_prints_json(tiny, tmp_path, capsys):
     assert found["bytes_out"] == sum(t.numel() * t.element_size() for t in read(tmp_path / "new" / "q").values())
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_model(tmp_path):
     """A base of 256 MiB, originals of an index set kept, in a process that may use 64 MiB more than it had."""
     import subprocess

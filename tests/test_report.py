@@ -57,7 +57,7 @@ def _run(tmp_path, n):
     w.close()
 
 
-@pytest.mark.parametrize("n", [1, 60])
+@pytest.mark.parametrize("n", [1, pytest.param(60, marks=pytest.mark.slow)])
 def test_picture(tmp_path, n):
     pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib")
     _run(tmp_path, n)
