@@ -87,8 +87,8 @@ void go_through(const Files& files, unsigned seed, int n_readers, int n_lists,
                 PageCache cache = PageCache::past) {
   std::mt19937 random(seed);
   constexpr int64_t kLargest = 2 * (30000 / kPage + 2) * kPage;
+  std::vector<std::unique_ptr<Memory>> own;  // outlives the readers that read into it
   Transfer transfer(files.paths, kLargest * (2 + random() % 4), n_readers, cache);
-  std::vector<std::unique_ptr<Memory>> own;  // outlives the list that reads into it
   for (int list = 0; list < n_lists; ++list) {
     std::vector<ReadJob> jobs;
     std::vector<std::unique_ptr<Memory>> mine;
