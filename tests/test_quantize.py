@@ -9,14 +9,19 @@ import tiny_llama
 
 core = pytest.importorskip("pysmezo._core")
 torch = pytest.importorskip("torch")
-bnb = pytest.importorskip("bitsandbytes")
-
-from bitsandbytes import functional as F
 
 from pysmezo.cli import main
 from pysmezo.errors import ArgumentError, FormatError, IoError
 
 ops = torch.ops.bitsandbytes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bitsandbytes():
+    """Its import takes four seconds: for the process that runs these tests, not for all that collect them."""
+    global bnb, F
+    bnb = pytest.importorskip("bitsandbytes")
+    F = bnb.functional
 
 
 def bits(x) -> np.ndarray:

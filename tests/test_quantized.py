@@ -5,12 +5,17 @@ import pytest
 
 core = pytest.importorskip("pysmezo._core")
 torch = pytest.importorskip("torch")
-bnb = pytest.importorskip("bitsandbytes")
-
-from bitsandbytes import functional as F
 
 BLOCKS = [32, 64, 128, 256, 512, 1024, 2048, 4096]
 ops = torch.ops.bitsandbytes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bitsandbytes():
+    """Its import takes four seconds: for the process that runs these tests, not for all that collect them."""
+    global bnb, F
+    bnb = pytest.importorskip("bitsandbytes")
+    F = bnb.functional
 
 
 def bits(x) -> np.ndarray:
