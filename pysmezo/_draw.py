@@ -57,7 +57,7 @@ def _learning(ax, steps, evaluations, run) -> None:
     window = max(10, round(WINDOW * len(steps)))
     ax.plot(x, smoothed(loss, window), color=INK, linewidth=1.4, label=f"mean of the last {window}")
     ax.set(title="Learning", xlabel="step", ylabel="loss (nats)")
-    low, high = np.nanpercentile(loss, [0.5, 99.5])
+    low, high = np.nanpercentile(loss, [0.5, 99.5]) if np.isfinite(loss).any() else (0.0, 1.0)
     ax.set_ylim(low - 0.1 * (high - low) - 1e-3, high + 0.1 * (high - low) + 1e-3)
     right = ax.twinx()
     points = [(e["step"], e["accuracy"]) for e in evaluations if e.get("accuracy") is not None]
@@ -95,7 +95,7 @@ def _parts(ax, steps, parts) -> None:
     n = len(steps)
     total = sum(s["seconds"] for s in steps) / n
     mean = {name: seconds / n for name, seconds in parts.items()}
-    # What no part accounts for: packing the batch, the interpreter.
+    # What no part accounts for: the interpreter.
     mean["other"] = mean.get("other", 0.0) + max(0.0, total - sum(mean.values()))
     rows = sorted(mean.items(), key=lambda r: r[1])
     names, values = zip(*rows, strict=True)

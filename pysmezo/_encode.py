@@ -37,7 +37,7 @@ def load_tokenizer(model_dir):
 
 
 def model_limit(model_dir) -> int:
-    """max_position_embeddings of config.json."""
+    """max_position_embeddings of config.json. (Dynamic rope goes further, one text at a time; training data does not.)"""
     path = os.path.join(model_dir, "config.json")
     try:
         with open(path, encoding="utf-8") as f:
@@ -45,7 +45,9 @@ def model_limit(model_dir) -> int:
     except OSError as e:
         raise ArgumentError(f"[{WHERE}] {path}: {e.strerror}, expected a model folder with its config.json") from None
     except (ValueError, KeyError, TypeError):
-        raise FormatError(f"[{WHERE}] {path} has no max_position_embeddings, expected one, or --max-length") from None
+        raise FormatError(
+            f"[{WHERE}] {path} has no max_position_embeddings, expected one: the longest text in tokens"
+        ) from None
 
 
 def _fill(parts: list[tuple[str, bool]], values: dict) -> str:
@@ -113,8 +115,8 @@ class Encoder:
         longest = max(map(len, own))
         if not self.truncate:
             raise ArgumentError(
-                f"[{WHERE}] {at} is {longest} tokens long, expected at most {self.max_length}; shorten it, raise "
-                "--max-length or say --truncate"
+                f"[{WHERE}] {at} is {longest} tokens long, expected at most {self.max_length}; shorten it, say --truncate, "
+                "or, below the model's own limit, raise --max-length"
             )
         values = dict(values)
         columns = [c for c in dict.fromkeys(t for t, hole in self.template if hole)]

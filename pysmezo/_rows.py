@@ -12,16 +12,25 @@ from .errors import ArgumentError, FormatError
 WHERE = "data"
 
 
+def _once(pairs: list[tuple]) -> dict:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        raise FormatError("a key twice")
+    return row
+
+
 def _jsonl(f, path) -> Iterator[tuple[int, dict]]:
     for line, text in enumerate(f, 1):
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
+            row = json.loads(text, object_pairs_hook=_once)
         except json.JSONDecodeError as e:
             raise FormatError(
                 f"[{WHERE}] line {line} of {path} is not JSON ({e.msg} at column {e.colno}), expected one object a line"
             ) from None
+        except FormatError as e:
+            raise FormatError(f"[{WHERE}] line {line} of {path} has {e}, expected each once") from None
         if not isinstance(row, dict):
             raise FormatError(f"[{WHERE}] line {line} of {path} holds {type(row).__name__}, expected one object a line")
         yield line, row
@@ -34,6 +43,8 @@ def _csv(f, path) -> Iterator[tuple[int, dict]]:
         header = next(reader, None)
         if not header:
             return
+        if len(set(header)) != len(header):
+            raise FormatError(f"[{WHERE}] {path} has a column twice ({', '.join(header)}), expected each once")
         line = reader.line_num + 1
         for fields in reader:
             if fields:
@@ -72,6 +83,12 @@ def rows(path) -> Iterator[tuple[int, dict]]:
 def text_of(row: dict, column: str, at: str) -> str:
     value = row.get(column)
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise FormatError(
+                f"[{WHERE}] column {column!r} of {at} holds half a character (a lone surrogate), expected text"
+            ) from None
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)

@@ -62,7 +62,9 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse_args(argv[1:])
     code, result = module.run(arguments, verb)
     if arguments.json:
-        print(json.dumps(result), flush=True)
+        from .metrics import plain
+
+        print(json.dumps(plain(result), allow_nan=False), flush=True)
     return code
 
 
@@ -77,8 +79,14 @@ def main(argv=None) -> int:
         # Whoever read our output has enough (`| head`). Standard output is not flushed again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (OSError, MemoryError) as e:
-        code, message = USAGE, f"[pysmezo] {e or type(e).__name__}"
+    except OSError as e:
+        named = "" if e.filename is None else f": {e.filename}"
+        code, message = USAGE, f"[io] {e.strerror or e}{named}"
+    except MemoryError as e:
+        code, message = (
+            USAGE,
+            f"[memory] {str(e) or 'the system gave no more'}, expected enough for this batch and model",
+        )
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "[pysmezo] interrupted; what was committed is kept"
     print(f"error: {' '.join(message.split())}", file=sys.stderr)

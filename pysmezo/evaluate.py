@@ -46,9 +46,10 @@ def auc(scores, labels) -> float | None:
     return float((ranks[labels == 1].sum() - n1 * (n1 + 1) / 2) / (n0 * n1))
 
 
-def evaluate_scores(scores, labels, prior_scores=None) -> EvalResult:
+def evaluate_scores(scores, labels, prior_scores=None, shared_options: bool = True) -> EvalResult:
     """scores: [n_examples, n_options]; labels: [n_examples]. prior_scores: prior() of held-out examples (of dev, for a
-    test set); the examples' own when None. On equal scores the first option is the answer.
+    test set); the examples' own when None. On equal scores the first option is the answer. shared_options: an option means the same in
+    every example; only then is there a prior to take off, and a class to rank examples by.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if scores.ndim != 2 or scores.shape[0] != len(labels) or len(labels) == 0 or scores.shape[1] < 2:
@@ -64,6 +65,6 @@ def evaluate_scores(scores, labels, prior_scores=None) -> EvalResult:
         loss=loss,
         accuracy=float((scores.argmax(axis=1) == labels).mean()),
         n_examples=len(labels),
-        auc=auc(scores, labels),
-        accuracy_calibrated=float(((scores - level).argmax(axis=1) == labels).mean()),
+        auc=auc(scores, labels) if shared_options else None,
+        accuracy_calibrated=float(((scores - level).argmax(axis=1) == labels).mean()) if shared_options else None,
     )

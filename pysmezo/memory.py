@@ -70,12 +70,13 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_bytes(text: str | int | None) -> int | None:
-    """ "2GiB", "400M", 123 -> bytes (powers of 1024); None stays None. ArgumentError for anything else."""
+    """ "2GiB", "400M", 123 -> bytes (powers of 1024); None stays None. ArgumentError for anything else, 0 included."""
     from .errors import ArgumentError
 
-    if text is None or isinstance(text, int):
-        return text
+    if text is None:
+        return None
     m = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", str(text).upper())
-    if not m:
+    n = int(float(m[1]) * _UNITS[m[2]]) if m and not isinstance(text, bool) else 0
+    if not 0 < n < 1 << 60:
         raise ArgumentError(f"[memory_budget] {text!r}, expected bytes such as 2GiB, 400MiB or 1500000000")
-    return int(float(m[1]) * _UNITS[m[2]])
+    return n

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import json
+from dataclasses import asdict, dataclass, field, fields
 from typing import ClassVar
 
+from . import _core
 from .errors import ArgumentError
 
 NOISES = ("gaussian", "gaussian8", "rademacher")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Method:
     """Fields every method has.
 
@@ -96,7 +98,7 @@ class Sensitive(_Method):
     """A static index set over a base that stays as it is, quantized or not; its values train in fp32 beside it (SensZOQ, Guo et al. 2024,
     arXiv 2406.02913).
 
-    index: a file of sorted element numbers by tensor name (safetensors, I32 or I64), as `pysmezo sensitivity` writes: source "calibrated".
+    index: a file of sorted element numbers by tensor name (safetensors, I32 or I64): source "calibrated".
     Over a folder that `pysmezo quantize --keep INDEX_FILE` made, each element that was kept starts from its original value, whatever set it is
     now in; every other one, as without --keep, from what its quantized weight decodes to (`Runtime.notes` counts them where some were not
     kept). Elements that are kept but do not train stay as quantized.
@@ -104,7 +106,7 @@ class Sensitive(_Method):
     control, and what memory and speed are measured with.
     """
 
-    index: str | None = None
+    index: str | None = field(default=None, metadata={"path": True})
     fraction: float = 0.001
     source: str | None = None
     trains: str = "linear"
@@ -116,9 +118,7 @@ class Sensitive(_Method):
         if self.source not in (None, wanted):
             raise ArgumentError(
                 f"[Sensitive] source {self.source!r} {'without' if self.index is None else 'with'} an index file, expected"
-                f" {wanted!r}; make the file with `pysmezo sensitivity`"
-                if self.index is None
-                else f"[Sensitive] source {self.source!r} with an index file, expected 'calibrated'"
+                f" {wanted!r}"
             )
         if self.index is None and not 0 < self.fraction <= 0.5:
             raise ArgumentError(f"[Sensitive] fraction {self.fraction}, expected more than 0 and at most 0.5")
@@ -126,6 +126,20 @@ class Sensitive(_Method):
 
 
 METHODS = {m.name: m for m in (MeZO, RandomMask, LargestMask, SparseMeZO, Sensitive)}
+
+
+def described_by_delta(path) -> dict:
+    """What a delta says of the run that made it and opening it needs: method (its name), values, the method's fields, and the seed where
+    its support was drawn from it. An index file is known by its hash only, which the engine compares. FormatError when the file is no delta."""
+    header = json.loads(_core.read_state(str(path), "delta", False)["method_json"])
+    found = dict(header["method"])
+    cls = METHODS[found.pop("kind")]
+    out = {"method": cls.name, "values": header["values"]}
+    if cls is RandomMask or (cls is Sensitive and not found["index_hash"]):
+        out["seed"] = int(header["seed"])
+    if found.get("index_hash"):
+        found.pop("fraction")
+    return out | {f.name: found[f.name] for f in fields(cls) if f.name in found}
 
 
 def from_dict(d: dict) -> _Method:

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, fields
 
 from .errors import ArgumentError, FormatError
-from .methods import METHODS
+from .methods import METHODS, described_by_delta
 
 WHERE = "options"
 
@@ -26,12 +26,23 @@ def boolean(value) -> bool:
 
 
 def integer(value) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-        raise ValueError("an integer")
     try:
-        return int(value)
-    except (ValueError, OverflowError):
+        n = int(value)
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("an integer") from None
+    if isinstance(value, bool) or (isinstance(value, float) and value != n):
+        raise ValueError("an integer")
+    return n
+
+
+def at_least(least: int, most: int = (1 << 31) - 1):
+    def convert(value) -> int:
+        n = integer(value)
+        if not least <= n <= most:
+            raise ValueError(f"an integer from {least} to {most}")
+        return n
+
+    return convert
 
 
 def number(value) -> float:
@@ -41,12 +52,22 @@ def number(value) -> float:
         raise ValueError("a number") from None
 
 
-def number_or_auto(value):
-    return value if value == "auto" else number(value)
+def positive_or_auto(value):
+    if value == "auto":
+        return value
+    try:
+        x = number(value)
+    except ValueError:
+        x = 0.0
+    if not 0 < x < float("inf"):
+        raise ValueError("a positive number or auto")
+    return x
 
 
 def path(value) -> str:
-    return os.path.abspath(os.path.expanduser(str(value)))
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError("a path")
+    return os.path.abspath(os.path.expanduser(value))
 
 
 def seed(value) -> int:
@@ -90,8 +111,8 @@ RUN_OPTIONS = (
     Option("dev", path, None, "data for the learning curve and the options' prior (default: the --eval data)"),
     Option("task", path, None, "task file: template, label_words, label_column"),
     Option("method", one_of(*METHODS), "sparse-mezo", "one of " + ", ".join(METHODS)),
-    Option("lr", number_or_auto, "auto", "learning rate, or auto"),
-    Option("eps", number_or_auto, "auto", "size of the perturbation, or auto"),
+    Option("lr", positive_or_auto, "auto", "learning rate, or auto"),
+    Option("eps", positive_or_auto, "auto", "size of the perturbation, or auto"),
     Option(
         "operand",
         one_of("nearest", "dither", "split"),
@@ -112,17 +133,17 @@ RUN_OPTIONS = (
         "be stored so",
     ),
     Option("reduction", one_of("example", "token"), "example", "what losses are averaged over: example, token"),
-    Option("batch", integer, 16, "examples a step"),
-    Option("steps", integer, 1000, "steps of the whole run"),
-    Option("max_length", integer, None, "longest text in tokens (default: the model's limit)"),
+    Option("batch", at_least(1, 1 << 16), 16, "examples a step"),
+    Option("steps", at_least(1), 1000, "steps of the whole run"),
+    Option("max_length", at_least(1), None, "longest text in tokens (default: the model's limit)"),
     Option("truncate", boolean, False, "cut longer texts instead of refusing them", switch=True),
     Option(
         "schedule", one_of("constant", "linear", "cosine"), "constant", "of the learning rate: constant, linear, cosine"
     ),
-    Option("warmup", integer, 0, "steps over which the learning rate rises"),
-    Option("eval_every", integer, None, "steps between evaluations (default: only before and after)"),
+    Option("warmup", at_least(0), 0, "steps over which the learning rate rises"),
+    Option("eval_every", at_least(1), None, "steps between evaluations (default: only before and after)"),
     Option("seed", seed, 0, "of every random choice"),
-    Option("threads", integer, None, "default: SMEZO_THREADS, else every CPU this process may run on"),
+    Option("threads", at_least(1, 1024), None, "default: SMEZO_THREADS, else every CPU this process may run on"),
     Option("memory_budget", memory_size, None, "bytes the run may hold above what the process had, such as 2GiB"),
     Option(
         "cached_reads",
@@ -132,7 +153,7 @@ RUN_OPTIONS = (
         switch=True,
     ),
     Option("device", str, "cpu", "cpu"),
-    Option("sync_every", integer, 1, "records a sync of the journal"),
+    Option("sync_every", at_least(1), 1, "records a sync of the journal"),
     Option("delta", path, None, "delta to start from"),
     Option("run_dir", path, None, "run folder (default: runs/ and the command's name, numbered)"),
 )
@@ -190,11 +211,13 @@ def read_config(file) -> dict:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ArgumentError(f"[{WHERE}] key {key!r} in {file}, expected names of flags{hint}")
-        out[name] = value
+        if value is not None:  # `batch:` with nothing after it
+            out[name] = value
     return out
 
 
-def _converted(name: str, convert, value, flag: str):
+def converted(convert, value, flag: str):
+    """ArgumentError: `value` is not what `flag` takes."""
     try:
         return convert(value)
     except ValueError as e:
@@ -203,13 +226,17 @@ def _converted(name: str, convert, value, flag: str):
 
 def settings(given: dict, defaults: dict | None = None) -> tuple[dict, object]:
     """(every run option by name, the method) from what flags and YAML gave; `defaults` replace the table's for one
-    command.
+    command. A starting delta's own method and values are the defaults above those (described_by_delta).
     """
-    defaults = defaults or {}
+    defaults = dict(defaults or {})
+    if given.get("delta") is not None and "method" not in given:
+        found = described_by_delta(path(given["delta"]))
+        # Fields of another method than the delta's are defaults of nothing.
+        defaults = {k: v for k, v in defaults.items() if k in BY_NAME} | found
     out = {}
     for o in RUN_OPTIONS:
         value = given.get(o.name, defaults.get(o.name, o.default))
-        out[o.name] = None if value is None else _converted(o.name, o.convert, value, o.flag)
+        out[o.name] = None if value is None else converted(o.convert, value, o.flag)
     cls = METHODS[out["method"]]
     own = {f.name: f for f in fields(cls)}
     chosen = {}
@@ -221,8 +248,8 @@ def settings(given: dict, defaults: dict | None = None) -> tuple[dict, object]:
             )
         value = given.get(name, defaults.get(name))
         if value is not None and name in own:
-            kind = own[name].type if isinstance(own[name].type, str) else own[name].type.__name__
-            chosen[name] = _converted(name, TYPES.get(kind.split(" ")[0], str), value, "--" + name.replace("_", "-"))
+            convert = path if own[name].metadata.get("path") else TYPES[own[name].type.split(" ")[0]]
+            chosen[name] = converted(convert, value, "--" + name.replace("_", "-"))
     return out, cls(**chosen)
 
 

@@ -27,13 +27,20 @@ class Packed:
     n_options: int = 0
     candidates: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     answers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    shared_options: bool = True
 
 
-def _host(x, dtype):
-    """torch tensors, numpy arrays and lists to numpy, without importing torch."""
+def _host(x, name: str) -> np.ndarray:
+    """torch tensors, numpy arrays and lists of integers to numpy, without importing torch."""
     if hasattr(x, "detach"):
         x = x.detach().cpu()
-    return np.asarray(x, dtype=dtype)
+    try:
+        x = np.asarray(x)
+    except ValueError:
+        raise ArgumentError(f"[batch] {name} of different lengths, expected [B, L]: pad the shorter ones") from None
+    if x.dtype.kind not in "iub":
+        raise ArgumentError(f"[batch] {name} of type {x.dtype}, expected integers")
+    return x.astype(np.int64)
 
 
 def pack_sequences(batch: dict) -> Packed:
@@ -49,13 +56,18 @@ def pack_sequences(batch: dict) -> Packed:
     for key in ("input_ids", "labels"):
         if key not in batch:
             raise ArgumentError(f"[{where}] no {key!r}, expected dict(input_ids, attention_mask, labels)")
-    ids = _host(batch["input_ids"], np.int64)
-    labels = _host(batch["labels"], np.int64)
-    mask = _host(batch["attention_mask"], np.int64) if batch.get("attention_mask") is not None else np.ones_like(ids)
+    ids = _host(batch["input_ids"], "input_ids")
+    labels = _host(batch["labels"], "labels")
+    mask = np.ones_like(ids)
+    if batch.get("attention_mask") is not None:
+        mask = _host(batch["attention_mask"], "attention_mask")
     if ids.ndim != 2 or ids.shape != labels.shape or ids.shape != mask.shape:
         raise ArgumentError(
             f"[{where}] shapes input_ids {ids.shape}, attention_mask {mask.shape}, labels {labels.shape}, expected the same [B, L] three times"
         )
+    for name, x in (("input_ids", ids), ("labels", labels)):
+        if x.size and not (-(1 << 31) <= x.min() and x.max() < 1 << 31):
+            raise ArgumentError(f"[{where}] {name} of {x.min()} to {x.max()}, expected token ids of the vocabulary")
     tokens, segments, out, start = [], [], [], 0
     for example in range(ids.shape[0]):
         columns = np.flatnonzero(mask[example])
@@ -114,7 +126,7 @@ def pack_choices(prompts, options, answers) -> Packed:
             labels.append((start - 1, -1, i, 0))
         return Packed(
             np.concatenate(tokens).astype(np.int32), np.asarray(segments, np.int64), np.asarray(labels, np.int32), n,
-            CHOICE_CANDIDATES, n_options, candidates, answers,
+            CHOICE_CANDIDATES, n_options, candidates, answers, shared,
         )  # fmt: skip
 
     for i, p in enumerate(prompts):
@@ -138,5 +150,5 @@ def pack_choices(prompts, options, answers) -> Packed:
                 start += len(option) - 1
     return Packed(
         np.concatenate(tokens).astype(np.int32), np.asarray(segments, np.int64), np.asarray(labels, np.int32), n,
-        CHOICE_SEQUENCES, n_options, np.zeros(0, np.int32), answers,
+        CHOICE_SEQUENCES, n_options, np.zeros(0, np.int32), answers, shared,
     )  # fmt: skip

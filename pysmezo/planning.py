@@ -81,6 +81,11 @@ def device_bytes(device: str, memory_budget) -> int:
     return memory.parse_bytes(size)
 
 
+def length_of(given: int | None, s: dict) -> int:
+    """Tokens of a text: --length, else --max-length, else a default."""
+    return given if given is not None else s["max_length"] or DEFAULT_LENGTH
+
+
 def planner(model, method, dtype="auto", **options):
     """`_core.Planner`. ArgumentError: dtype names a quantization that the base does not have."""
     p = _core.Planner(**engine_arguments(model, method, dtype=dtype, **options))

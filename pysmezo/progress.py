@@ -54,11 +54,13 @@ class Progress:
 
     def on_measure(self, trainer) -> None:
         self._measuring = time.monotonic()
-        print("measuring what is auto of eps and lr on the first batches", file=self._out, flush=True)
+        if trainer.run.is_auto:
+            print("measuring what is auto of eps and lr on the first batches", file=self._out, flush=True)
 
     def on_measured(self, trainer) -> None:
         run = trainer.run
-        print(f"{describe(run)} ({clock(time.monotonic() - self._measuring)})", file=self._out, flush=True)
+        took = f" ({clock(time.monotonic() - self._measuring)})" if run.choices else ""
+        print(describe(run) + took, file=self._out, flush=True)
 
     def on_start(self, trainer) -> None:
         self._first, self._start, self._last = trainer.run.step, time.monotonic(), -PLAIN_INTERVAL_S

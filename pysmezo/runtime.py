@@ -6,7 +6,6 @@ brings an objective of their own.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 
 from . import _core, autotune, memory, packing, planning
 from .errors import ArgumentError
-from .methods import SparseMeZO, _Method, from_dict
+from .methods import SparseMeZO, _Method, described_by_delta, from_dict
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Runtime:
         self._lr, self._eps, self._seed = lr, eps, seed
         self._tokenizer = None
         self._anon_peak = 0
-        self.parts_s: dict[str, float] = {}  # seconds by part of a step, since this process opened the run
+        self._closed = False
 
     # ---- opening and closing
 
@@ -76,7 +75,7 @@ class Runtime:
         eps: float | str = "auto",
         memory_budget=None,
         run_dir=None,
-        seed: int = 0,
+        seed: int | None = None,
         dtype: str = "auto",
         device: str = "cpu",
         threads: int | None = None,
@@ -98,7 +97,8 @@ class Runtime:
         lr, eps: numbers, or "auto" (measured on the first batches, see autotune). dtype: what GEMM inputs are rounded to; "nf4" and "int8" say that the base is
         stored so (ArgumentError if not) and round as "auto" does. values: what trained
         weights are kept in, auto | fp32 | bf16+8 | bf16. task: a Task or the path of its YAML file; batches may then be lists of
-        {"text", "label"}. delta: a delta to start from. memory_budget: bytes this process may hold above what it has now, "2GiB"; the base then
+        {"text", "label"}. delta: a delta to start from; its values, where "auto", and without a method its method (and the seed its support was
+        drawn from) are taken too. seed: of every random choice, 0 unless given. memory_budget: bytes this process may hold above what it has now, "2GiB"; the base then
         stays on disk and is read as it is needed (n_readers threads read ahead into a ring of ring_bytes, 0: chosen). What trains and does not
         fit is kept as generations in the run folder, one every generation_every steps (0: as few as cost least); stream_trained: even what would fit. None: all in memory.
         cached_reads: weights are read through the operating system's page cache, for machines whose cache has room while this process has not:
@@ -106,6 +106,16 @@ class Runtime:
         for an accelerator's, where matrices that do not train are copied to before they are used.
         Raises ArgumentError, FormatError, BudgetError, IoError.
         """
+        if delta is not None:
+            found = described_by_delta(delta)
+            its_values = found.pop("values")
+            if values == "auto" and (method is None or method.name == found["method"]):
+                values = its_values
+            if method is None:
+                drawn_from = found.pop("seed", None)
+                seed = drawn_from if seed is None else seed
+                method = from_dict({"kind": found.pop("method"), **found})
+        seed = 0 if seed is None else seed
         method = SparseMeZO() if method is None else method
         if not isinstance(method, _Method):
             raise ArgumentError(
@@ -120,8 +130,6 @@ class Runtime:
             from .tasks import Task
 
             task = Task.from_yaml(task)
-        if delta is not None and method == SparseMeZO() and Path(delta).is_file():
-            method = method_of_delta(delta)
         if dtype in planning.QUANTIZED:
             planning.planner(model, method, dtype)
         rss_at_open = memory.rss_bytes()
@@ -150,6 +158,12 @@ class Runtime:
             self._tokenizer.close()
             self._tokenizer = None
         self._engine.close()
+        self._closed = True
+
+    def _check_open(self) -> None:
+        # The engine has let go of its journal: a step it took now would be lost.
+        if self._closed:
+            raise ArgumentError("[run] closed, expected an open one; Runtime.from_pretrained opens its run_dir again")
 
     # ---- facts
 
@@ -206,6 +220,7 @@ class Runtime:
     # ---- batches
 
     def _pack(self, batch) -> tuple[packing.Packed, object]:
+        self._check_open()
         if isinstance(batch, packing.Packed):
             packed = batch
         elif isinstance(batch, dict):
@@ -229,6 +244,11 @@ class Runtime:
         return packed, planning.core_batch(packed)
 
     # ---- training
+
+    @property
+    def is_auto(self) -> bool:
+        """True when lr or eps is "auto" and not resolved yet."""
+        return not self.started and "auto" in (self._lr, self._eps)
 
     def resolve_auto(self, batches) -> None:
         """Fixes lr and eps, measuring on these batches what is "auto", and writes the journal's header. train_step does it with its own
@@ -285,8 +305,6 @@ class Runtime:
         applied = self._engine.commit(lr, float(np.mean(losses)), plus, minus, scalars)
         end = time.perf_counter()
         parts["commit"] = end - probed
-        for name, seconds in parts.items():
-            self.parts_s[name] = self.parts_s.get(name, 0.0) + seconds
         peak, anon = memory.peaks()
         self._anon_peak = max(self._anon_peak, anon)
         return StepResult(
@@ -332,20 +350,21 @@ class Runtime:
         """EvalResult over batches of the same kinds as train_step's, on the model at the journal's tail."""
         from .evaluate import EvalResult, evaluate_scores
 
-        scores, labels, losses = [], [], []
+        scores, labels, losses, shared = [], [], [], True
         for batch in batches:
             packed, core = self._pack(batch)
             found = self._engine.scores(core)
-            losses.append(found["example_losses"][0])
+            # Of examples that have a label: the others have no loss, and a loss that is not a number is one.
+            losses.append(np.asarray(found["example_losses"][0])[np.unique(packed.labels[:, 2])])
             if packed.n_options:
                 scores.append(np.asarray(found["scores"], np.float32).reshape(packed.n_examples, packed.n_options))
                 labels.append(packed.answers)
+                shared = shared and packed.shared_options
         if not losses:
             raise ArgumentError("[evaluate] no batch, expected at least one")
         if scores:
-            return evaluate_scores(np.concatenate(scores), np.concatenate(labels))
+            return evaluate_scores(np.concatenate(scores), np.concatenate(labels), shared_options=shared)
         losses = np.concatenate(losses)
-        losses = losses[~np.isnan(losses)]  # examples without a label
         return EvalResult(float(losses.mean()), None, len(losses))
 
     def scores(self, batch) -> np.ndarray:
@@ -362,7 +381,10 @@ class Runtime:
 
     def generate(self, input_ids, max_new_tokens: int = 32) -> list[int]:
         """Greedy continuation of one sequence of token ids; returns the new ids. Every token runs the whole text again."""
-        ids = [int(i) for i in np.asarray(input_ids).reshape(-1)]
+        ids = np.asarray(input_ids)
+        if ids.size == 0 or ids.size != ids.shape[-1]:
+            raise ArgumentError(f"[generate] input_ids of shape {ids.shape}, expected one sequence of at least one id")
+        ids = [int(i) for i in ids.reshape(-1)]
         new: list[int] = []
         for _ in range(max_new_tokens):
             # The label's value does not matter: only the position before it is asked.
@@ -375,11 +397,13 @@ class Runtime:
 
     def flush(self) -> None:
         """Syncs the journal and brings every stored weight to its tail."""
+        self._check_open()
         self._engine.sync()
         self._engine.flush()
 
     def save_delta(self, path) -> int:
         """Writes what training changed; returns the file's bytes. Atomic: a reader sees the old file or the new one."""
+        self._check_open()
         self._engine.save_delta(str(path))
         return Path(path).stat().st_size
 
@@ -392,11 +416,3 @@ class ProbeResult:
     losses: np.ndarray
     means: list
     scalars: tuple
-
-
-def method_of_delta(path) -> _Method:
-    """The method a delta was made by. FormatError when the file is no delta."""
-    fields = json.loads(_core.read_state(str(path), "delta", False)["method_json"])["method"]
-    if fields["kind"] == "mezo":
-        fields.pop("sparsity")
-    return from_dict(fields)

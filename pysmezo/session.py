@@ -10,13 +10,14 @@ import json
 import os
 from dataclasses import asdict
 
-from . import data, memory, metrics, options, planning
+from . import data, ids, memory, metrics, options, planning
 from .errors import ArgumentError, FormatError
 from .methods import from_dict
 
 RUN_FILE = "run.json"
 DELTA_FILE = "trained.delta.safetensors"
-# Settings that may differ when a run goes on: they change no bit of it.
+# Settings that may differ when a run goes on: they change no bit of it (a delta may have moved; the engine refuses
+# another one).
 FREE = ("threads", "memory_budget", "cached_reads", "eval_every", "sync_every", "run_dir", "eval", "dev", "delta")
 
 
@@ -49,7 +50,7 @@ def read_run(run_dir) -> dict:
 def write_run(run_dir, content: dict) -> None:
     path = os.path.join(run_dir, RUN_FILE)
     with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(content, f, indent=2)
+        json.dump(metrics.plain(content), f, indent=2, allow_nan=False)
         f.write("\n")
         f.flush()
         os.fsync(f.fileno())
@@ -104,12 +105,17 @@ class Session:
 
     def train(self) -> tuple[bool, dict]:
         """(interrupted, the result object of --json)."""
+        from .trainer import check_warmup
+
+        check_warmup(self.settings["warmup"], self.settings["steps"])
         made = not os.path.exists(self.run_dir)
         os.makedirs(self.run_dir, exist_ok=True)
         try:
             content = self._record()
-            self._tokenize()
-            self._check_budget()
+            planner = self._planner()  # what the model is refused for, before its data is tokenized
+            self._tokenize(content)
+            if self.settings["memory_budget"] is not None:
+                planning.check_budget(planner, self.sets, self.settings["batch"], self.method.queries)
         except Exception:
             # A refused command leaves no empty folder behind.
             if made:
@@ -128,30 +134,46 @@ class Session:
 
     def _record(self) -> dict:
         content = {"verb": self.verb, "settings": self.settings, "method": self.method.to_dict()}
+        has_journal = os.path.exists(os.path.join(self.run_dir, "journal.smz"))
         if os.path.exists(os.path.join(self.run_dir, RUN_FILE)):
             found = read_run(self.run_dir)
-            check_same(self.run_dir, found, self.settings, content["method"])
-            content = {**found, **content}
-        elif os.path.exists(os.path.join(self.run_dir, "journal.smz")):
+            if not has_journal and (done := metrics.read(self.run_dir)):
+                raise ArgumentError(
+                    f"[run] {self.run_dir} has measurements of {len(done)} steps but no journal.smz, expected it: it is the run; "
+                    "put it back, or name another --run-dir"
+                )
+            if has_journal:
+                check_same(self.run_dir, found, self.settings, content["method"])
+                content = {**found, **content}
+        elif os.path.exists(os.path.join(self.run_dir, "config.json")):
+            raise ArgumentError(f"[run] {self.run_dir} is a model folder, expected a run folder or a new one")
+        elif has_journal:
             raise ArgumentError(
                 f"[run] {self.run_dir} holds a journal but no {RUN_FILE}, expected a new folder or one made by train"
             )
         return content
 
-    def _tokenize(self) -> None:
+    def _tokenize(self, content: dict) -> None:
         s = self.settings
+        earlier, keys = content.get("data", {}), {}
         for name in ("train", "eval", "dev"):
             if s[name]:
                 out = os.path.join(self.run_dir, f"tokens-{name}.ids")
                 self.sets[name] = data.tokenize(s["model"], s[name], s["task"], out, s["max_length"], s["truncate"])
+                keys[name] = ids.read_key(out).hex()
+        if earlier.get("train", keys["train"]) != keys["train"]:
+            raise ArgumentError(
+                f"[run] {s['train']} or its task or tokenizer has changed since {self.run_dir} began, expected what it "
+                "was; name another --run-dir"
+            )
+        if any(earlier.get(name) != keys.get(name) for name in ("eval", "dev")):
+            content.pop("before", None)  # it is of other data
+        content["data"] = keys
 
-    def _check_budget(self) -> None:
+    def _planner(self):
         s = self.settings
-        if s["memory_budget"] is None:
-            return
-        names = ("memory_budget", "seed", "threads", "operand", "values")
-        p = planning.planner(s["model"], self.method, s["dtype"], **{n: s[n] for n in names})
-        planning.check_budget(p, self.sets, s["batch"], self.method.queries)
+        names = ("memory_budget", "seed", "threads", "operand", "values", "device", "cached_reads")
+        return planning.planner(s["model"], self.method, s["dtype"], **{n: s[n] for n in names})
 
     def _evaluate(self, run) -> dict | None:
         from .trainer import evaluate
@@ -184,7 +206,7 @@ class Session:
         result = {}
         for key in ("accuracy", "loss"):
             result |= {f"{key}_before": before.get(key), f"{key}_after": after.get(key)}
-        result |= {"steps": fit.steps, "train_seconds": fit.train_seconds}
+        result |= {"steps": fit.steps, "steps_skipped": fit.steps_skipped, "train_seconds": fit.train_seconds}
         for key in ("auc", "accuracy_calibrated"):
             result |= {f"{key}_before": before.get(key), f"{key}_after": after.get(key)}
         result |= {
@@ -196,7 +218,7 @@ class Session:
         }
         content["result"] = metrics.plain(result)
         write_run(self.run_dir, content)
-        return fit.interrupted, content["result"]
+        return fit.interrupted, result
 
 
 def resumed(run_dir, overrides: dict) -> tuple[dict, object, str]:
@@ -204,4 +226,7 @@ def resumed(run_dir, overrides: dict) -> tuple[dict, object, str]:
     found = read_run(run_dir)
     defaults = {o.name: o.default for o in options.RUN_OPTIONS}  # of options the run's release did not have
     settings = {**defaults, **found["settings"], **overrides, "run_dir": os.path.abspath(run_dir)}
+    for o in options.RUN_OPTIONS:
+        if settings[o.name] is not None:
+            options.converted(o.convert, settings[o.name], f"{o.name} of {run_dir}/{RUN_FILE}")
     return settings, from_dict(found["method"]), found.get("verb", "train")

@@ -32,7 +32,7 @@ def pieces(template: str) -> list[tuple[str, bool]]:
         if not column.isidentifier() or spec or conversion:
             raise ArgumentError(
                 f"[{WHERE}] {{{column}}} in template {template!r}, expected a plain column name in braces (write "
-                "{{{{ for a brace itself)"
+                "{{ for a brace itself)"
             )
         out.append((column, True))
     return out

@@ -11,6 +11,7 @@ import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -37,6 +38,11 @@ def schedule_factor(schedule: str, step: int, steps: int, warmup: int = 0) -> fl
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
+def check_warmup(warmup: int, steps: int) -> None:
+    if warmup > steps:
+        raise ArgumentError(f"[trainer] warmup {warmup}, expected at most steps, which is {steps}")
+
+
 def dataset_scores(run, data: Dataset, batch: int):
     """Option scores of every example in file order, float32 [n_examples, n_options]."""
     return np.concatenate([run.scores(b) for b in data.in_order(batch)])
@@ -44,11 +50,12 @@ def dataset_scores(run, data: Dataset, batch: int):
 
 @dataclass(frozen=True)
 class FitResult:
-    """steps: the run's last committed step. train_seconds: spent in steps, all sittings of the run together.
+    """steps: the run's last committed step. steps_skipped: of them those whose loss was not finite. train_seconds: spent in steps, all sittings of the run together.
     interrupted: a signal or Trainer.stop ended it early, everything saved.
     """
 
     steps: int
+    steps_skipped: int
     train_seconds: float
     peak_rss_bytes: int
     interrupted: bool
@@ -84,12 +91,11 @@ class Trainer:
             ("steps", steps, 1),
             ("batch", batch, 1),
             ("warmup", warmup, 0),
-            ("eval_every", eval_every or 1, 1),
+            ("eval_every", 1 if eval_every is None else eval_every, 1),
         ):
             if value < least:
                 raise ArgumentError(f"[trainer] {name} {value}, expected at least {least}")
-        if warmup > steps:
-            raise ArgumentError(f"[trainer] warmup {warmup}, expected at most steps, which is {steps}")
+        check_warmup(warmup, steps)
         self.run, self.train, self.eval = run, train, eval
         self.steps, self.batch, self.schedule, self.warmup = steps, batch, schedule, warmup
         self.eval_every, self.callbacks = eval_every, tuple(callbacks)
@@ -101,14 +107,15 @@ class Trainer:
         earlier = [line for line in metrics.read(run.run_dir) if "type" not in line] if run.run_dir else []
         seconds = sum(line["seconds"] for line in earlier)
         peak = max((line["peak_rss_bytes"] for line in earlier), default=0)
+        skipped = sum(line["skipped"] for line in earlier)
         self.stop = False
         try:
             if run.step < self.steps and not run.started:
                 # On the run's own first batches. Not under the signal handlers: nothing is committed yet, so an
                 # interrupt may end it at once.
-                first = self.train.batches(run.seed, self.batch)
+                first = self.train.batches(run.seed, self.batch) if run.is_auto else iter(())
                 self._tell("on_measure", self)
-                run.resolve_auto([next(first) for _ in range(N_LR_PROBES)])
+                run.resolve_auto(list(islice(first, N_LR_PROBES)))
                 self._tell("on_measured", self)
             with self._signals():
                 self._tell("on_start", self)
@@ -118,17 +125,19 @@ class Trainer:
                     result = run.train_step(next(batches), lr_scale=factor)
                     seconds += result.seconds
                     peak = max(peak, result.peak_rss_bytes)
+                    skipped += result.skipped
                     if writer:
                         writer.write(asdict(result))
                     self._tell("on_step", self, result)
                     due = self.eval_every and run.step % self.eval_every == 0
-                    if self.eval is not None and not self.stop and (due or run.step == self.steps):
+                    # Also where a signal asks to stop: the run that goes on would not come by here again.
+                    if self.eval is not None and (due or run.step == self.steps):
                         self._evaluate(writer)
                 run.flush()
         finally:
             if writer:
                 writer.close()
-        done = FitResult(run.step, seconds, peak, run.step < self.steps)
+        done = FitResult(run.step, skipped, seconds, peak, run.step < self.steps)
         self._tell("on_end", self, done)
         return done
 
@@ -172,4 +181,4 @@ def evaluate(run, data: Dataset, batch: int = 16, calibration: Dataset | None = 
     None.
     """
     level = prior(dataset_scores(run, calibration, 2 * batch)) if calibration is not None else None
-    return evaluate_scores(dataset_scores(run, data, 2 * batch), data.labels, level)
+    return evaluate_scores(dataset_scores(run, data, 2 * batch), data.labels, level, data.shared_options)

@@ -67,10 +67,10 @@ def measured(request, model, tmp_path_factory):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert command(model, **flags, out=folder / "run.png") == cli.OK
     text = out.getvalue()
-    assert {p.name for p in folder.iterdir()} <= {"run.png", "run.jsonl", "task.yaml", "run.yaml"}, (
+    assert {p.name for p in folder.iterdir()} <= {"run.png", "run.samples.jsonl", "task.yaml", "run.yaml"}, (
         "the run folder is gone"
     )
-    return request.param, json.loads(text.splitlines()[-1]), held.read(folder / "run.jsonl"), text
+    return request.param, json.loads(text.splitlines()[-1]), held.read(folder / "run.samples.jsonl"), text
 
 
 def samples_of(rows):
@@ -226,7 +226,7 @@ def test_summed_by_hand():
     [
         ({"lr": 1e-3}, "--lr"),
         ({"sparsity": 0.5}, "--sparsity with method sensitive"),
-        ({"steps": 0}, "0 steps"),
+        ({"steps": 0}, "--steps '0'"),
         ({"length": 1}, "4 texts of 1 tokens"),
         ({"out": "picture.svg"}, "ends in .png"),
         ({"out": "nowhere/picture.png"}, "a folder that exists"),
@@ -267,8 +267,8 @@ def ended_early(tmp_path, monkeypatch, end):
     monkeypatch.setattr(sys, "executable", str(script))
     planned = {"bytes_by_purpose": {"ring": 0, "mapped base": 0}}
     with pytest.raises(PysmezoError) as found:
-        held.watch({"steps": 2, "planned": planned}, {}, str(tmp_path / "run.jsonl"))
-    rows = held.read(tmp_path / "run.jsonl")
+        held.watch({"steps": 2, "planned": planned}, {}, str(tmp_path / "run.samples.jsonl"))
+    rows = held.read(tmp_path / "run.samples.jsonl")
     assert {s["phase"] for s in samples_of(rows)} == {"starting", "opening"}
     assert all(parts == {held.AT_OPEN: held.resident_bytes(s)} for s, parts in held.purposes(rows))
     return found
@@ -311,7 +311,7 @@ def test_without_matplotlib_the_numbers_stay(model, tmp_path, monkeypatch, capsy
     r = json.loads(out.splitlines()[-1])
     assert r["picture_path"] is None and r["peak_rss_bytes"] > r["rss_at_open_bytes"]
     assert "none: [report] the package matplotlib is not installed" in out
-    assert samples_of(held.read(tmp_path / "run.jsonl")) and not (tmp_path / "run.png").exists()
+    assert samples_of(held.read(tmp_path / "run.samples.jsonl")) and not (tmp_path / "run.png").exists()
 
 
 # ---- parts

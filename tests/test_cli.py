@@ -17,6 +17,7 @@ import tiny_task
 from pysmezo import ArgumentError, FormatError, SparseMeZO, cli, data, options
 
 JSON_KEYS = {
+    "steps_skipped",
     "accuracy_before", "accuracy_after", "loss_before", "loss_after", "steps", "train_seconds", "auc_before",
     "auc_after", "accuracy_calibrated_before", "accuracy_calibrated_after", "peak_rss_bytes", "rss_at_open_bytes",
     "delta_bytes", "delta_path", "run_dir",

@@ -50,23 +50,6 @@ Batch make_batch(const Array<int32_t>& tokens, const Array<int64_t>& segments, c
   b.n_options = n_options;
   b.candidates = to_vector(candidates);
   b.answers = to_vector(answers);
-  for (const Label& l : b.labels) {
-    check<ArgumentError>(l.example >= 0 && l.example < n_examples, "batch",
-                         "label of example " + std::to_string(l.example) + ", expected 0 to " +
-                             std::to_string(n_examples - 1));
-    check<ArgumentError>(
-        b.task == Task::language_model || (l.option >= 0 && l.option < n_options), "batch",
-        "label of option " + std::to_string(l.option) + ", expected 0 to " + std::to_string(n_options - 1));
-  }
-  if (b.task != Task::language_model) {
-    check<ArgumentError>(b.answers.size() == static_cast<size_t>(n_examples), "batch",
-                         std::to_string(b.answers.size()) + " answers, expected one an example");
-    for (int32_t a : b.answers) {
-      check<ArgumentError>(
-          a >= 0 && a < n_options, "batch",
-          "answer " + std::to_string(a) + ", expected 0 to " + std::to_string(n_options - 1));
-    }
-  }
   return b;
 }
 
@@ -210,7 +193,8 @@ void init_engine(py::module_& m) {
           [](const Planner& p, const Batch& b, int64_t n_branches, bool want_logits) {
             return p.fits(b, {n_branches, want_logits});
           },
-          py::arg("batch"), py::arg("n_branches"), py::arg("want_logits") = false)
+          py::arg("batch"), py::arg("n_branches"), py::arg("want_logits") = false,
+          py::call_guard<py::gil_scoped_release>())
       .def("plan", &plan_dict, py::arg("batch"), py::arg("n_branches"), py::arg("want_logits") = false,
            py::arg("gemm_flops_per_s") = 0.0, py::arg("operands_per_s") = 0.0, py::arg("updates_per_s") = 0.0,
            py::arg("read_bytes_per_s") = 0.0,
@@ -221,7 +205,7 @@ void init_engine(py::module_& m) {
 
   py::class_<Engine> engine(m, "Engine");
   def_open(engine, [](const EngineOptions& o) { return Engine::open(o); });
-  engine.def("start", &Engine::start, py::arg("lr"), py::arg("eps"))
+  engine.def("start", &Engine::start, py::arg("lr"), py::arg("eps"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("started", &Engine::started)
       .def_property_readonly("lr", &Engine::lr)
       .def_property_readonly("eps", &Engine::eps)
@@ -314,7 +298,7 @@ void init_engine(py::module_& m) {
       .def("flush", &Engine::flush, py::call_guard<py::gil_scoped_release>())
       .def("save_delta", &Engine::save_delta, py::arg("path"), py::call_guard<py::gil_scoped_release>())
       .def("save_generation", &Engine::save_generation, py::call_guard<py::gil_scoped_release>())
-      .def("close", &Engine::close)
+      .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>())
       .def("surviving_perturbation", &Engine::surviving_perturbation, py::arg("eps"), py::arg("noise_step"),
            py::call_guard<py::gil_scoped_release>())
       .def(

@@ -9,12 +9,12 @@
 #include "base/error.h"
 #include "direction/direction.h"
 #include "engine/engine_impl.h"
+#include "engine/generation_interval.h"
 #include "format/codec.h"
-#include "io/delta.h"
-#include "io/generation.h"
 #include "model/catch_up.h"
 
 namespace smezo {
+
 namespace {
 
 constexpr int64_t kChunk = 1 << 18;  // elements copied at a time
@@ -125,6 +125,7 @@ void Engine::save_delta(const std::string& path) {
           return;
         }
         for_each_support(m, ids[i], e0, end, [&](const std::vector<int64_t>& at) {
+          if (at.empty()) return;
           gather(w, at, &values, &tail);
           sink.write(i, values.data(), tail.empty() ? nullptr : tail.data(), static_cast<int64_t>(at.size()));
         });
@@ -135,6 +136,12 @@ void Engine::save_delta(const std::string& path) {
 
 // Reads a state file's tensors into the working copies.
 static void load_state(Engine::Impl& m, const StateReader& file, const std::string& where) {
+  const RunHeader made_by = run_header_from_json(file.header().method_json);
+  for (const auto& [key, value] : m.header.mathematics) {
+    const auto found = made_by.mathematics.find(key);
+    check<FormatError>(found != made_by.mathematics.end() && found->second == value, "delta",
+                       where + " was trained with another " + key + " of config.json, expected " + value);
+  }
   for (const StateTensor& t : file.tensors()) {
     uint32_t id = 0;
     while (id < m.parameters.size() && m.parameters[id].name != t.name) ++id;
@@ -144,6 +151,12 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
     check<ArgumentError>(t.dtype == m.header.values, "delta",
                          where + " holds '" + t.name + "' as " + values_name(t.dtype) + ", this run keeps " +
                              values_name(m.header.values) + "; set values to match");
+    if (t.packed) {
+      const std::string differs = support_difference(m.header, made_by, id);
+      check<ArgumentError>(
+          differs.empty(), "delta",
+          where + " holds values of '" + t.name + "' for other elements than this run trains: " + differs);
+    }
     if (m.store->streams_state(id)) continue;
     IndexOverlay* const overlay = m.store->overlay(id);
     const WeightView w = overlay ? m.store->shape(id) : m.store->weight(id);
@@ -189,16 +202,7 @@ static void take_state(Engine::Impl& m, const StateReader& file, const std::stri
   if (m.streams_state()) m.store->use_generation(file);
 }
 
-std::string Engine::Impl::delta_hash(const std::string& path) {
-  const StateReader file = open_delta(path, header.base_fingerprint);
-  return std::to_string(file.header().watermark) + "-" + std::to_string(file.header().journal_tail) + "-" +
-         std::to_string(file.file_bytes());
-}
-
-std::string Engine::Impl::load_delta(const std::string& path) {
-  take_state(*this, open_delta(path, header.base_fingerprint), path);
-  return delta_hash(path);
-}
+void Engine::Impl::load_delta(const StateReader& delta) { take_state(*this, delta, delta.path()); }
 
 bool Engine::Impl::streams_state() const {
   for (uint32_t id = 0; id < parameters.size(); ++id) {
@@ -207,23 +211,19 @@ bool Engine::Impl::streams_state() const {
   return false;
 }
 
-// k steps between generations cost k (k + 1) / 2 applications of a record and one writing: least at
-// sqrt(2 writing / application).
 bool Engine::Impl::generation_is_due() const {
   if (!journal || !is_started || n_committed == newest_generation || !streams_state()) return false;
-  constexpr double kGuessedBytesPerS = 5e8;  // until one has been written
-  constexpr int kMost = 64;
   int every = options.generation_every;
   if (every == 0) {
     double writing = generation_seconds;
     if (writing == 0) {
       for (uint32_t id = 0; id < parameters.size(); ++id) {
-        const int64_t n = store->n_packed(id) > 0 ? store->n_packed(id) : store->shape(id).n();
+        const int64_t n = store->packs(id) ? store->n_packed(id) : store->shape(id).n();
         if (store->streams_state(id))
-          writing += static_cast<double>(bytes_of(header.values, n)) / kGuessedBytesPerS;
+          writing += static_cast<double>(bytes_of(header.values, n)) / kGuessedWriteBytesPerS;
       }
     }
-    every = std::clamp(static_cast<int>(std::lround(std::sqrt(2 * writing / seconds_per_record))), 1, kMost);
+    every = steps_between_generations(writing, seconds_per_record);
   }
   return n_committed - newest_generation >= static_cast<uint32_t>(every);
 }
@@ -238,19 +238,18 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
   for (uint32_t id = 0; id < parameters.size(); ++id) {
     if (!selection.tensors[id].trained) continue;
     const IndexOverlay* const overlay = store->overlay(id);
-    const int64_t n_packed = overlay ? overlay->n() : store->n_packed(id);
     StateTensor t;
     t.name = parameters[id].name;
     t.dtype = header.values;
-    t.packed = n_packed > 0;
-    t.shape = t.packed ? std::vector<int64_t>{n_packed}
+    t.packed = overlay || store->packs(id);
+    t.shape = t.packed ? std::vector<int64_t>{overlay ? overlay->n() : store->n_packed(id)}
                        : std::vector<int64_t>{parameters[id].rows, parameters[id].cols};
     n_bytes += bytes_of(t.dtype, t.n());
     index[id] = tensors.size();
     tensors.push_back(std::move(t));
     ids.push_back(id);
   }
-  const std::string folder = options.run_dir + "/generations";
+  const std::string folder = generations();
   const auto now = [] { return std::chrono::steady_clock::now(); };
   const auto begin = now();
   std::chrono::duration<double> in_forward{0}, in_writes{0};
@@ -258,7 +257,7 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
   struct StopWriting {
     Store& store;
     ~StopWriting() { store.write_units({}); }
-  } stop{*store};
+  };
   write_generation(folder, state_header(*this), tensors, [&](StateSink& sink) {
     store->write_units([&](uint32_t id, const void* values, const int8_t* tail, int64_t n) {
       visited[id] = true;
@@ -266,6 +265,8 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
       sink.write(index[id], values, tail, n);
       in_writes += now() - before;
     });
+    // Before what the writer holds: where the forward throws, it has to end first.
+    const StopWriting stop{*store};
     const auto before = now();
     forward();
     in_forward = now() - before;
@@ -353,15 +354,14 @@ double Engine::Impl::measure_replay_rate() {
   return s / static_cast<double>(n) * static_cast<double>(n_all) / pool.size();
 }
 
-uint32_t Engine::Impl::load_newest_generation() {
-  const std::string folder = options.run_dir + "/generations";
-  for (uint32_t watermark : list_generations(folder)) {
-    const StateReader file = open_generation(folder, watermark, header.base_fingerprint);
-    take_state(*this, file, folder);
-    newest_generation = watermark;
-    return watermark;
-  }
-  return 0;
+void Engine::Impl::load_generation(uint32_t watermark, uint32_t chain) {
+  const StateReader file = open_generation(generations(), watermark, header.base_fingerprint);
+  check<FormatError>(watermark <= n_committed && file.header().journal_tail == chain, "generation",
+                     "'" + file.path() + "' is of step " + std::to_string(watermark) +
+                         " of another journal, expected one of " + journal_path + " (" +
+                         std::to_string(n_committed) + " steps); was the journal replaced?");
+  take_state(*this, file, file.path());
+  newest_generation = watermark;
 }
 
 }  // namespace smezo

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "engine/engine_impl.h"
+#include "engine/generation_interval.h"
 #include "engine/plan.h"
 #include "model/batch_check.h"
 #include "model/catch_up.h"
@@ -39,6 +40,7 @@ Engine::Impl::Impl(const EngineOptions& o)
 
   header.instruction_set = numerics_name(isa);
   header.base_fingerprint = store->fingerprint();
+  header.mathematics = mathematics(opening.config);
   header.method = o.method;
   header.values = values;
   header.compute = compute_for(o.dtype, store->base_dtype());
@@ -56,15 +58,24 @@ Engine::Impl::Impl(const EngineOptions& o)
     make_folders(o.run_dir);
     lock = std::make_unique<RunLock>(o.run_dir);
     journal_path = o.run_dir + "/journal.smz";
+    if (folder_exists(generations())) remove_temporaries(generations());
   }
   if (!journal_path.empty() && file_exists(journal_path)) {
     resume(trained);
   } else {
+    check<ArgumentError>(journal_path.empty() || list_generations(generations()).empty(), "run folder",
+                         o.run_dir +
+                             " holds generations of a run but no journal.smz, expected both or "
+                             "neither; put the journal back, or name a new run folder");
     selection = select(o.method, trained, *store, kernels, pool);
     keep_supports();
     for (const TensorMethod& t : selection.tensors) header.masks.push_back(t.mask);
     header.n_selected = selection.n_selected;
-    if (!o.delta.empty()) header.delta_hash = load_delta(o.delta);
+    if (!o.delta.empty()) {
+      const StateReader delta = open_delta(o.delta, header.base_fingerprint);
+      header.delta_hash = delta.identity();
+      load_delta(delta);
+    }
     pending = std::make_unique<Pending>(*store, selection.tensors, kernels, pool, header.seed, 0);
   }
 }
@@ -79,15 +90,24 @@ void Engine::Impl::tell_originals() {
 }
 
 void Engine::Impl::resume(const std::vector<bool>& trained) {
-  std::vector<Record> records;
-  journal = std::make_unique<Journal>(
-      Journal::open(journal_path, [&](const Record& r, uint32_t) { records.push_back(r); }));
+  const std::vector<uint32_t> newest_first = list_generations(generations());
+  const uint32_t watermark = newest_first.empty() ? 0 : newest_first.front();
+  uint32_t chain = 0;
+  std::vector<Record> records;  // after the watermark
+  journal = std::make_unique<Journal>(Journal::open(journal_path, [&](const Record& r, uint32_t at) {
+    check<FormatError>(r.kind == RecordKind::step || r.kind == RecordKind::skipped, "journal",
+                       journal_path + ": a record of kind " + std::to_string(static_cast<int>(r.kind)) +
+                           ", expected a step; written by a newer release?");
+    n_committed = r.step;
+    if (r.step == watermark) chain = at;
+    if (r.step > watermark && r.kind == RecordKind::step) records.push_back(r);
+  }));
   const RunHeader found = run_header_from_json(journal->header_json());
-  check<ArgumentError>(found.numerics_version == kNumericsVersion, "run folder",
-                       options.run_dir + " was written with numerics version " +
-                           std::to_string(found.numerics_version) + ", this library has " +
-                           std::to_string(kNumericsVersion) + ": replaying would give other weights");
-  if (!options.delta.empty()) header.delta_hash = delta_hash(options.delta);
+  std::optional<StateReader> delta;
+  if (!options.delta.empty()) {
+    delta = open_delta(options.delta, header.base_fingerprint);
+    header.delta_hash = delta->identity();
+  }
   const std::string differs = difference(header, found);
   check<ArgumentError>(differs.empty(), "run folder",
                        options.run_dir + " holds another run: " + differs +
@@ -114,13 +134,10 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
   }
   selection.n_selected = header.n_selected;
   keep_supports();
-  if (!options.delta.empty()) load_delta(options.delta);
-  const uint32_t watermark = load_newest_generation();
+  if (delta) load_delta(*delta);
+  if (watermark > 0) load_generation(watermark, chain);
   pending = std::make_unique<Pending>(*store, selection.tensors, kernels, pool, header.seed, watermark);
-  for (const Record& r : records) {
-    n_committed = r.step;
-    if (r.step > watermark && r.kind == RecordKind::step) pending->push(pending_of(r));
-  }
+  for (const Record& r : records) pending->push(pending_of(r));
   seconds_per_record = measure_replay_rate();
   is_started = true;
   flush();
@@ -168,15 +185,6 @@ void Engine::start(float lr, float eps) {
   impl_->is_started = true;
 }
 
-std::vector<Branch> Engine::training_branches(float eps) const {
-  std::vector<Branch> out;
-  for (int q = 0; q < impl_->header.method.queries; ++q) {
-    out.push_back({q, +1, eps});
-    out.push_back({q, -1, eps});
-  }
-  return out;
-}
-
 int64_t Engine::Impl::fixed_bytes() const {
   return store->working_copy_bytes() + store->overlay_bytes() + store->support_bytes() +
          store->scale_bytes() + store->ring_bytes() + other_bytes(pool.size(), parameters.size());
@@ -186,9 +194,19 @@ int64_t Engine::Impl::fixed_bytes() const {
 MicroBatches Engine::Impl::make_room(const Batch& batch, const VisitContext& visit, bool want_logits) {
   const int64_t room =
       options.memory_budget > 0 ? options.memory_budget - fixed_bytes() : std::numeric_limits<int64_t>::max();
-  MicroBatches out = micro_batches_for(
-      batch, room, [&](const Batch& b) { return model->forward_bytes(b, visit, want_logits); },
-      value_bytes(model->config(), batch, static_cast<int64_t>(visit.branches.size()), want_logits));
+  const auto plan = [&](bool left) {
+    return micro_batches_for(
+        batch, room, [&](const Batch& b) { return model->forward_bytes(b, visit, want_logits, left); },
+        value_bytes(model->config(), batch, static_cast<int64_t>(visit.branches.size()), want_logits));
+  };
+  MicroBatches out = plan(true);
+  if (!out.parts.empty() || out.forward_bytes > room) {
+    MicroBatches fresh = plan(false);
+    if (fresh.n() < out.n() || out.forward_bytes > room) {
+      model->drop_buffers();
+      out = std::move(fresh);
+    }
+  }
   forward_bytes = out.forward_bytes;
   check<BudgetError>(forward_bytes <= room, "memory_budget",
                      std::to_string(options.memory_budget) + " bytes, expected at least " +
@@ -242,6 +260,8 @@ ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branche
 bool Engine::commit(const StepDecision& d) {
   Impl& m = *impl_;
   check<ArgumentError>(m.is_started, "commit", "the run has not started, expected start(lr, eps) first");
+  check<ArgumentError>(m.journal || m.journal_path.empty(), "commit",
+                       "the run is closed, expected an open one: the record would be lost");
   check<ArgumentError>(d.scalars.size() == static_cast<size_t>(m.header.method.queries), "commit",
                        std::to_string(d.scalars.size()) +
                            " scalars, expected one a query: " + std::to_string(m.header.method.queries));

@@ -2,21 +2,21 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/engine.h"
 #include "engine/pending.h"
+#include "io/delta.h"
 #include "io/file.h"
+#include "io/generation.h"
 #include "io/journal.h"
 #include "model/micro_batch.h"
 #include "model/model.h"
 #include "store/store.h"
 
 namespace smezo {
-
-// Opening the run again shall not take longer than this in replay, in seconds.
-constexpr double kLongestReplay = 60;
 
 struct Engine::Impl {
   explicit Impl(const EngineOptions& options);
@@ -38,10 +38,10 @@ struct Engine::Impl {
   MicroBatches make_room(const Batch& batch, const VisitContext& visit, bool want_logits);
 
   // checkpoint.cpp
-  std::string delta_hash(const std::string& path);  // identity of a starting delta, kept in the header
-  std::string load_delta(
-      const std::string& path);       // writes its values into the working copies; returns delta_hash
-  uint32_t load_newest_generation();  // its watermark, 0 when there is none
+  void load_delta(const StateReader& delta);  // writes its values into the working copies
+  // The journal's chain at the watermark. FormatError: the generation is not this journal's.
+  void load_generation(uint32_t watermark, uint32_t chain);
+  std::string generations() const { return options.run_dir + "/generations"; }
 
   // Seconds that applying one record to everything that trains takes on this machine: decides when a
   // generation is due.

@@ -34,8 +34,8 @@ void check_method(const MethodConfig& m);
 // How many elements each tensor's index set has, from the header of the file. FormatError: see below.
 std::vector<int64_t> index_counts(const MethodConfig& m, const std::vector<bool>& trained,
                                   const std::vector<TensorRequest>& requests);
-// Puts the method's index sets into the store. FormatError:
-// the file has no list for a trained tensor, or a list of another tensor.
+// Puts the method's index sets into the store as overlays; a trained tensor that the file does not name has
+// an empty one. FormatError: a list of a tensor that does not train, or that is not one.
 void place_index_sets(const MethodConfig& m, const std::vector<bool>& trained, uint64_t run_seed,
                       Store& store);
 std::string hash_of_index(const std::string& path);  // "" for ""
@@ -50,7 +50,6 @@ struct Selection {
   std::vector<TensorMethod> tensors;  // [n_tensors]
   std::vector<int64_t> n_selected;    // [n_tensors], 0 when not trained
 };
-// The index sets go into the store as overlays.
 Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store,
                  const Kernels& kernels, ThreadPool& pool);
 

@@ -18,7 +18,7 @@ Pending::Pending(Store& store, const std::vector<TensorMethod>& methods, const K
 
 void Pending::push(PendingRecord record) {
   tail_ = record.step;
-  if (!record.c.empty() || record.decay != 0) records_.push_back(std::move(record));
+  records_.push_back(std::move(record));
 }
 
 const std::vector<PendingRecord>& Pending::of(uint32_t tensor_id) {

@@ -15,10 +15,7 @@ class Pending {
   Pending(Store& store, const std::vector<TensorMethod>& methods, const Kernels& kernels, ThreadPool& pool,
           uint64_t run_seed, uint32_t watermark);
 
-  void push(PendingRecord record);  // records come in increasing step order; one with no scalar and no decay
-                                    // only moves the tail
-  uint32_t tail() const { return tail_; }
-  uint32_t watermark(uint32_t tensor_id) const { return watermark_[tensor_id]; }
+  void push(PendingRecord record);  // in increasing step order
 
   // Records after the tensor's watermark, oldest first. The reference holds until the next call of any
   // member.

@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "direction/threshold.h"
-#include "engine/engine_impl.h"
+#include "engine/generation_interval.h"
 #include "kernels/overlay.h"
 #include "model/batch_check.h"
 #include "model/layout.h"
@@ -286,13 +286,11 @@ double Planner::update_seconds(const Rates& rates) const {
 
 // As the engine decides (Engine::Impl::generation_is_due): at the least cost of writing and of replaying.
 double Planner::steps_a_generation(const Rates& rates) const {
-  constexpr double kGuessedBytesPerS = 5e8, kMost = 64;
   if (!streams_trained(options_.memory_budget))
     return rates.updates_per_s > 0 ? kLongestReplay / update_seconds(rates) : 0;
   if (options_.generation_every > 0) return options_.generation_every;
-  if (rates.updates_per_s <= 0) return kMost;
-  const double writing = static_cast<double>(generation_bytes()) / kGuessedBytesPerS;
-  return std::clamp(std::round(std::sqrt(2 * writing / update_seconds(rates))), 1.0, kMost);
+  const double writing = static_cast<double>(generation_bytes()) / kGuessedWriteBytesPerS;
+  return steps_between_generations(writing, rates.updates_per_s > 0 ? update_seconds(rates) : 0);
 }
 
 double Planner::compute_seconds(const Batch& batch, int64_t n_passes, const StepShape& shape,

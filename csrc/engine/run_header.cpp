@@ -1,5 +1,6 @@
 #include "engine/run_header.h"
 
+#include <charconv>
 #include <cstring>
 
 #include "base/error.h"
@@ -54,6 +55,8 @@ float from_bits(const Json& j, const std::string& what) {
   return x;
 }
 
+std::string digits(double x) { return Json(x).dump(); }  // as many as tell it from every other
+
 }  // namespace
 
 const char* values_name(DType v) { return name_of(kValues, v); }
@@ -88,6 +91,9 @@ std::string to_json(const RunHeader& h) {
   j.set("numerics_version", h.numerics_version);
   j.set("instruction_set", h.instruction_set);
   j.set("base_fingerprint", h.base_fingerprint);
+  Json config = Json::object();
+  for (const auto& [key, value] : h.mathematics) config.set(key, value);
+  j.set("config", config);
   j.set("delta_hash", h.delta_hash);
   j.set("method", m);
   j.set("values", values_name(h.values));
@@ -103,14 +109,14 @@ std::string to_json(const RunHeader& h) {
   return j.dump();
 }
 
-RunHeader run_header_from_json(const std::string& text) {
-  const std::string what = "journal header";
-  const Json j = Json::parse(text, what);
+static RunHeader parsed(const Json& j, const char* where) {
+  const std::string what = where;
   const auto str = [&](const char* key) { return j.at(key, what).as_string(what + " " + key); };
   RunHeader h;
-  h.numerics_version = static_cast<int>(j.at("numerics_version", what).as_int(what));
   h.instruction_set = str("instruction_set");
   h.base_fingerprint = str("base_fingerprint");
+  for (const auto& [key, value] : j.at("config", what).as_object(what))
+    h.mathematics[key] = value.as_string(what);
   h.delta_hash = str("delta_hash");
   const Json& m = j.at("method", what);
   h.method.kind = m.at("kind", what).as_string(what);
@@ -127,7 +133,10 @@ RunHeader run_header_from_json(const std::string& text) {
   h.compute = value_of(kComputes, "compute", str("compute"));
   h.operand = operand_from_name(str("operand"));
   h.reduction = reduction_from_name(str("reduction"));
-  h.seed = std::stoull(str("seed"));
+  const std::string seed = str("seed");
+  const auto [stop, error] = std::from_chars(seed.data(), seed.data() + seed.size(), h.seed);
+  check<FormatError>(error == std::errc() && stop == seed.data() + seed.size(), where,
+                     "seed '" + seed + "', expected a number");
   h.lr = from_bits(j.at("lr_bits", what), what);
   h.eps = from_bits(j.at("eps_bits", what), what);
   for (const Json& row : j.at("masks", what).as_array(what)) {
@@ -144,19 +153,61 @@ RunHeader run_header_from_json(const std::string& text) {
   return h;
 }
 
+RunHeader run_header_from_json(const std::string& text) {
+  constexpr const char* what = "journal header";
+  const Json j = Json::parse(text, what);
+  const int64_t version = j.at("numerics_version", what).as_int(what);
+  check<FormatError>(version == kNumericsVersion, what,
+                     "numerics version " + std::to_string(version) + ", this library has " +
+                         std::to_string(kNumericsVersion) + ": replaying would give other weights");
+  try {
+    return parsed(j, what);
+  } catch (const ArgumentError& e) {  // a word that none of the tables has
+    fail<FormatError>(what, std::string(e.what()) + "; written by another release, or damaged?");
+  }
+}
+
+std::string support_difference(const RunHeader& a, const RunHeader& b, uint32_t id) {
+  const auto seeds = [&] {
+    return a.seed == b.seed
+               ? ""
+               : "seed " + std::to_string(a.seed) + ", it was drawn with " + std::to_string(b.seed);
+  };
+  if (a.method.kind != b.method.kind) return "method " + a.method.kind + ", it was made by " + b.method.kind;
+  if (a.method.has_index_set()) {
+    if (a.method.index_hash != b.method.index_hash)
+      return b.method.index_hash.empty()
+                 ? "an index file, it was made with a random set"
+                 : "its index set was read from a file of hash " + b.method.index_hash + "; give that file";
+    if (!a.method.index_hash.empty()) return "";
+    if (a.method.fraction != b.method.fraction)
+      return "fraction " + digits(a.method.fraction) + ", it has " + digits(b.method.fraction);
+    return seeds();
+  }
+  check<FormatError>(a.masks.size() == b.masks.size(), "delta",
+                     std::to_string(b.masks.size()) + " masks, expected " + std::to_string(a.masks.size()));
+  const Mask &mine = a.masks[id], &its = b.masks[id];
+  if (mine.kind != its.kind || mine.h != its.h || mine.keep != its.keep)
+    return "sparsity " + digits(a.method.sparsity) + ", it has " + digits(b.method.sparsity);
+  return mine.kind == MaskKind::random ? seeds() : "";
+}
+
 std::string difference(const RunHeader& a, const RunHeader& b) {
   std::string out;
   const auto differ = [&](const char* name, const std::string& wanted, const std::string& found) {
     if (out.empty() && wanted != found) out = std::string(name) + " " + wanted + ", the run has " + found;
   };
   differ("model fingerprint", a.base_fingerprint, b.base_fingerprint);
+  for (const auto& [key, value] : a.mathematics)
+    differ((key + " of config.json").c_str(), value,
+           b.mathematics.count(key) ? b.mathematics.at(key) : "nothing");
   differ("method", a.method.kind, b.method.kind);
   differ("trains", a.method.trains, b.method.trains);
-  differ("sparsity", std::to_string(a.method.sparsity), std::to_string(b.method.sparsity));
+  differ("sparsity", digits(a.method.sparsity), digits(b.method.sparsity));
   differ("noise", noise_name(a.method.noise), noise_name(b.method.noise));
   differ("queries", std::to_string(a.method.queries), std::to_string(b.method.queries));
-  differ("weight decay", std::to_string(a.method.weight_decay), std::to_string(b.method.weight_decay));
-  differ("fraction", std::to_string(a.method.fraction), std::to_string(b.method.fraction));
+  differ("weight decay", digits(a.method.weight_decay), digits(b.method.weight_decay));
+  differ("fraction", digits(a.method.fraction), digits(b.method.fraction));
   differ("index file's hash", a.method.index_hash, b.method.index_hash);
   differ("seed", std::to_string(a.seed), std::to_string(b.seed));
   differ("values", values_name(a.values), values_name(b.values));

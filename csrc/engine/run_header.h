@@ -2,6 +2,7 @@
 // records.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,8 @@ struct RunHeader {
   int numerics_version = kNumericsVersion;
   std::string instruction_set;  // numerics_name(): continuing on another one is not bit-exact, replay is
   std::string base_fingerprint;
-  std::string delta_hash;  // of the starting delta's file, or ""
+  std::map<std::string, std::string> mathematics;  // of config.json, which the fingerprint does not cover
+  std::string delta_hash;                          // of the starting delta's description and content, or ""
   MethodConfig method;
   DType values = DType::BF16T8;
   Compute compute = Compute::bf16;
@@ -32,11 +34,15 @@ struct RunHeader {
 };
 
 std::string to_json(const RunHeader& h);
-RunHeader run_header_from_json(const std::string& text);  // FormatError
+RunHeader run_header_from_json(const std::string& text);  // FormatError: damaged, or another numerics version
 
 // The first thing by which two headers describe different runs, as "seed 1, the run has 0"; "" when they may
 // continue each other. lr, eps, masks and instruction set are not compared.
 std::string difference(const RunHeader& wanted, const RunHeader& in_journal);
+
+// Why values that `in_file` holds of a tensor's support are not those of this run's support; "" when they
+// are.
+std::string support_difference(const RunHeader& run, const RunHeader& in_file, uint32_t tensor_id);
 
 const char* values_name(DType values);  // fp32 | bf16+8 | bf16
 DType values_from_name(const std::string& name);

@@ -2,9 +2,10 @@
 // sharded folder. The whole header is proved before any of it is trusted: tensors cover the data exactly,
 // without hole or overlap, and every size is shape times dtype. After open() every offset is inside its file.
 //
-//   bytes 0..7        length n of the header, little-endian, at most 100 MB
-//   bytes 8..8+n      JSON: {"__metadata__": {text: text}, name: {"dtype": D, "shape": [...], "data_offsets":
-//   [begin, end]}, ...} bytes 8+n..end    the data; data_offsets count from here
+//   bytes 0..7      length n of the header, little-endian, at most 100 MB
+//   bytes 8..8+n    JSON: {"__metadata__": {text: text},
+//                          name: {"dtype": D, "shape": [...], "data_offsets": [begin, end]}, ...}
+//   bytes 8+n..end  the data; data_offsets count from here
 #pragma once
 #include <cstdint>
 #include <functional>

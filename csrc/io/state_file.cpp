@@ -221,6 +221,14 @@ const int8_t* StateReader::tail(size_t tensor) const {
                                                  : nullptr;
 }
 
+std::string StateReader::identity() const {
+  uint32_t content = header_.watermark;
+  for (const auto* sums : {&values_crc_, &tails_crc_})
+    content = crc32c(sums->data(), static_cast<int64_t>(sums->size() * sizeof(uint32_t)), content);
+  const std::string& made_by = header_.method_json;
+  return hex8(crc32c(made_by.data(), static_cast<int64_t>(made_by.size()))) + hex8(content);
+}
+
 void StateReader::verify(size_t tensor) const {
   const auto prove = [&](const TensorEntry& e, uint32_t expected) {
     uint32_t found = 0;

@@ -62,6 +62,8 @@ class StateReader {
   const StateHeader& header() const { return header_; }
   const std::vector<StateTensor>& tensors() const { return tensors_; }  // in byte order of their names
   int64_t find(const std::string& name) const;                          // index, or -1
+  // Names this description and content: of method, watermark and the checksums of all entries, 16 hex digits.
+  std::string identity() const;
   int64_t file_bytes() const { return file_.shard_bytes(0); }
   const std::string& path() const { return file_.shard_path(0); }
   const TensorEntry& values_entry(size_t tensor) const { return values_[tensor]; }

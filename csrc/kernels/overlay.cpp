@@ -60,9 +60,10 @@ IndexOverlay make_overlay(const std::vector<int64_t>& elements, int64_t rows, in
   int64_t before = -1;
   for (size_t i = 0; i < elements.size(); ++i) {
     const int64_t e = elements[i];
-    check<ArgumentError>(e > before && e < rows * cols, "index set",
-                         "element " + std::to_string(e) + " after " + std::to_string(before) +
-                             ", expected increasing numbers below " + std::to_string(rows * cols));
+    if (e <= before || e >= rows * cols)
+      fail<ArgumentError>("index set", "element " + std::to_string(e) + " after " + std::to_string(before) +
+                                           ", expected increasing numbers below " +
+                                           std::to_string(rows * cols));
     before = e;
     ++o.row_begin[static_cast<size_t>(e / cols) + 1];
     o.col[i] = static_cast<uint16_t>(e % cols);

@@ -1,5 +1,6 @@
 // What one forward reads: packed tokens without padding, and the positions where an answer is wanted.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -43,6 +44,15 @@ struct Batch {
   int32_t n_options = 0;
   Task task = Task::language_model;
 };
+
+// Tokens of the longest text, a prompt counted with each of its options.
+inline int64_t longest_text(const Batch& batch) {
+  int64_t longest = 0;
+  for (const Segment& s : batch.segments)
+    longest =
+        std::max(longest, s.len + (s.parent >= 0 ? batch.segments[static_cast<size_t>(s.parent)].len : 0));
+  return longest;
+}
 
 // Does a forward ask all of the vocabulary, or only candidates?
 inline bool asks_whole_head(const Batch& batch, bool want_logits) {

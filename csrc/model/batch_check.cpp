@@ -56,17 +56,34 @@ void check_batch(const Batch& batch, const ModelConfig& c, bool want_logits) {
     check_token(batch.tokens[i], c, " at position " + std::to_string(i));
   check_segments(batch, c);
   if (batch.labels.empty()) refuse("no label, so nothing to predict; are all labels -100?");
-  const bool candidates = batch.task == Task::choice_candidates;
+  const bool candidates = batch.task == Task::choice_candidates, choice = batch.task != Task::language_model;
   for (size_t i = 0; i < batch.labels.size(); ++i) {
     const Label& l = batch.labels[i];
     if (l.position < 0 || l.position >= static_cast<int64_t>(batch.tokens.size()))
       refuse("label " + std::to_string(i) + " is at position " + std::to_string(l.position) +
              ", expected 0.." + std::to_string(batch.tokens.size() - 1));
+    if (l.example < 0 || l.example >= batch.n_examples)
+      refuse("label " + std::to_string(i) + " is of example " + std::to_string(l.example) + ", expected 0.." +
+             std::to_string(batch.n_examples - 1));
+    if (choice && (l.option < 0 || l.option >= batch.n_options))
+      refuse("label " + std::to_string(i) + " is of option " + std::to_string(l.option) + ", expected 0.." +
+             std::to_string(batch.n_options - 1));
     if (!candidates && !want_logits) check_token(l.target, c, " as target of label " + std::to_string(i));
   }
   if (candidates && batch.candidates.empty()) refuse("no candidates; expected the token ids of the options");
+  if (candidates && static_cast<int64_t>(batch.candidates.size()) != batch.n_options)
+    refuse(std::to_string(batch.candidates.size()) +
+           " candidates, expected one an option: " + std::to_string(batch.n_options));
   for (size_t i = 0; i < batch.candidates.size(); ++i)
     check_token(batch.candidates[i], c, " as candidate " + std::to_string(i));
+  if (!choice) return;
+  if (static_cast<int64_t>(batch.answers.size()) != batch.n_examples)
+    refuse(std::to_string(batch.answers.size()) +
+           " answers, expected one an example: " + std::to_string(batch.n_examples));
+  for (const int32_t a : batch.answers) {
+    if (a < 0 || a >= batch.n_options)
+      refuse("answer " + std::to_string(a) + ", expected 0.." + std::to_string(batch.n_options - 1));
+  }
 }
 
 }  // namespace smezo

@@ -15,6 +15,8 @@
 namespace smezo {
 namespace {
 
+constexpr int64_t kMostLayers = 4096;  // far above any model: names of tensors are made for each
+
 // Keys that do not change the logits of a given text: bookkeeping, sampling, training, other runtimes.
 constexpr std::string_view kHarmless[] = {"_attn_implementation",
                                           "_attn_implementation_autoset",
@@ -297,6 +299,9 @@ ModelConfig parse_config(const std::string& text) {
   c.hidden_size = keys.size("hidden_size", 0);
   c.intermediate_size = keys.size("intermediate_size", 0);
   c.n_layers = keys.size("num_hidden_layers", 0);
+  if (c.n_layers > kMostLayers)
+    refuse("num_hidden_layers " + std::to_string(c.n_layers) + ", expected at most " +
+           std::to_string(kMostLayers));
   c.n_heads = keys.size("num_attention_heads", 0);
   c.n_kv_heads =
       keys.size("num_key_value_heads", family.default_kv_heads > 0 ? family.default_kv_heads : c.n_heads);
@@ -316,6 +321,24 @@ ModelConfig parse_config(const std::string& text) {
   c.rope = parse_rope(keys, static_cast<double>(c.max_position));
   check_shape(c);
   return c;
+}
+
+std::map<std::string, std::string> mathematics(const ModelConfig& c) {
+  const auto digits = [](double x) { return Json(x).dump(); };
+  const RopeConfig& r = c.rope;
+  return {{"model_type", c.model_type},
+          {"num_attention_heads", std::to_string(c.n_heads)},
+          {"num_key_value_heads", std::to_string(c.n_kv_heads)},
+          {"max_position_embeddings", std::to_string(c.max_position)},
+          {"sliding_window", std::to_string(c.sliding_window)},
+          {"rms_norm_eps", digits(c.rms_norm_eps)},
+          {"tie_word_embeddings", c.tied ? "true" : "false"},
+          {"rope_type", std::to_string(static_cast<int>(r.kind))},
+          {"rope_theta", digits(r.theta)},
+          {"rope_scaling", digits(r.factor) + " " + digits(r.original_max_position) + " " +
+                               digits(r.low_freq_factor) + " " + digits(r.high_freq_factor) + " " +
+                               digits(r.beta_fast) + " " + digits(r.beta_slow) + " " +
+                               digits(r.attention_factor) + (r.truncate ? " truncate" : "")}};
 }
 
 ModelConfig load_config(const std::string& folder) {

@@ -2,6 +2,7 @@
 // refused.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <string>
 
 namespace smezo {
@@ -45,6 +46,9 @@ struct ModelConfig {
   // text (dynamic).
   int64_t max_length() const;
 };
+
+// What of it the weights do not tell: two models of the same tensors that differ here compute something else.
+std::map<std::string, std::string> mathematics(const ModelConfig& config);
 
 // `text` is the content of config.json. FormatError names the key.
 ModelConfig parse_config(const std::string& text);

@@ -26,6 +26,7 @@ struct Model::Impl {
 };
 
 void Model::Impl::fill_rope(const Batch& batch, Workspace& w) {
+  rope.reserve(std::min(longest_text(batch), config.max_position));
   for (const Segment& s : batch.segments) {
     const int64_t before = s.parent >= 0 ? batch.segments[static_cast<size_t>(s.parent)].len : 0;
     for (int64_t i = 0; i < s.len; ++i)
@@ -73,11 +74,15 @@ ForwardShape shape_of(const VisitContext& c, const Store& store, int64_t embeddi
 
 }  // namespace
 
-// A longer batch of earlier has left its buffers.
-int64_t Model::forward_bytes(const Batch& batch, const VisitContext& context, bool want_logits) const {
-  const int64_t n_bytes = smezo::forward_bytes(
-      impl_->config, batch, shape_of(context, impl_->store, impl_->tensors.embedding), want_logits);
-  return std::max(n_bytes, impl_->arena.size_bytes());
+int64_t Model::forward_bytes(const Batch& batch, const VisitContext& context, bool want_logits,
+                             bool left) const {
+  return smezo::forward_bytes(impl_->config, batch, shape_of(context, impl_->store, impl_->tensors.embedding),
+                              want_logits, left ? impl_->arena.size_bytes() + impl_->rope.size_bytes() : 0);
+}
+
+void Model::drop_buffers() {
+  impl_->arena = Arena();
+  impl_->rope = RopeTable(impl_->config);
 }
 
 ForwardResult Model::forward(const Batch& batch, const VisitContext& context, bool want_logits) {

@@ -59,7 +59,7 @@ struct ForwardResult {
   // choice_candidates: candidate logits, [n_branches][n_labels * n_options]
   // logits wanted: all logits, [n_branches][n_labels * V], label-major
   std::vector<std::vector<float>> values;
-  // Seconds by part, summed over the threads' wall time: embed, qkv, attention, o, mlp, head, other.
+  // Seconds by part, as the calling thread saw them pass: embed, qkv, attention, o, mlp, head, other.
   std::vector<std::pair<std::string, double>> parts;
 };
 
@@ -75,7 +75,9 @@ class Model {
   // want_logits: values are full logits, whatever the task.
   ForwardResult forward(const Batch&, const VisitContext&, bool want_logits = false);
   // Bytes that such a forward takes beside the store: activations and scratch, rows of the embedding, values.
-  int64_t forward_bytes(const Batch&, const VisitContext&, bool want_logits = false) const;
+  // left: counting the buffers that earlier batches have left.
+  int64_t forward_bytes(const Batch&, const VisitContext&, bool want_logits = false, bool left = true) const;
+  void drop_buffers();  // that earlier batches have left
 
  private:
   struct Impl;

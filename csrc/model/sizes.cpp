@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "model/rope.h"
 #include "model/workspace.h"
 
 namespace smezo {
@@ -36,10 +37,12 @@ int64_t StripSizes::embed_bytes(int64_t d) const {
   return 2 * align_up(kLanes * row_bytes(Compute::f32, d), kStripAlign);
 }
 
-int64_t forward_bytes(const ModelConfig& c, const Batch& batch, const ForwardShape& shape, bool want_logits) {
+int64_t forward_bytes(const ModelConfig& c, const Batch& batch, const ForwardShape& shape, bool want_logits,
+                      int64_t left_bytes) {
   Arena arena;
   int64_t n_bytes = 0;
   plan_workspace(arena, c, batch, shape, asks_whole_head(batch, want_logits), &n_bytes);
+  n_bytes = std::max(n_bytes + RopeTable::bytes(c, longest_text(batch)), left_bytes);
   // As if no token came twice: batches of a length take the same.
   n_bytes += static_cast<int64_t>(batch.tokens.size()) * shape.row_bytes;
   return n_bytes + value_bytes(c, batch, shape.n_branches, want_logits);

@@ -37,9 +37,10 @@ class StripSizes {
   Compute compute_;
 };
 
-// Bytes that a forward takes beside the store: activations and scratch, rows of the embedding, values.
+// Bytes that a forward takes beside the store: activations and scratch, rotary tables, rows of the embedding,
+// values. left_bytes: of buffers and tables that an earlier batch has left.
 int64_t forward_bytes(const ModelConfig& config, const Batch& batch, const ForwardShape& shape,
-                      bool want_logits);
+                      bool want_logits, int64_t left_bytes = 0);
 // Of the values alone (ForwardResult).
 int64_t value_bytes(const ModelConfig& config, const Batch& batch, int64_t n_branches, bool want_logits);
 

@@ -20,14 +20,6 @@ std::vector<int64_t> label_columns(const Batch& batch) {
   return out;
 }
 
-int64_t longest_attention(const Batch& batch) {
-  int64_t longest = 0;
-  for (const Segment& s : batch.segments)
-    longest =
-        std::max(longest, s.len + (s.parent >= 0 ? batch.segments[static_cast<size_t>(s.parent)].len : 0));
-  return longest;
-}
-
 }  // namespace
 
 Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch, const ForwardShape& shape,
@@ -70,7 +62,7 @@ Workspace plan_workspace(Arena& arena, const ModelConfig& c, const Batch& batch,
     for (size_t t = 0; t < n_threads; ++t) {
       w.strip.push_back(arena.take<char>(strip_bytes));
       w.attention_scratch.push_back(
-          arena.take<float>(attention_scratch_floats(c.head_dim, longest_attention(batch))));
+          arena.take<float>(attention_scratch_floats(c.head_dim, longest_text(batch))));
       w.logits.emplace_back();
       for (size_t b = 0; b < n_branches; ++b)
         w.logits.back().push_back(arena.take<float>(w.head_rows * w.head_ld));

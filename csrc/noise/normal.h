@@ -2,12 +2,10 @@
 // The bits an element owns are in address.h; here is what they mean:
 //
 //   rademacher   1 bit: 0 is +1, 1 is -1
-//   gaussian8    8 bits: the low 7 index a table of 128 magnitudes (gaussian8_table.h), the top bit is the
-//   sign (1 is minus).
-//                Bounded by 2.890625
+//   gaussian8    8 bits: the low 7 index a table of 128 magnitudes (gaussian8_table.h), the top bit is
+//                the sign (1 is minus). Bounded by 2.890625
 //   gaussian     a block's 4 elements (slots 0..3) come from its words 0..3 by pairs: slots 0, 1 are z0, z1
-//   of words (0, 1),
-//                slots 2, 3 are z0, z1 of words (2, 3) (box_muller.h)
+//                of words (0, 1), slots 2, 3 are z0, z1 of words (2, 3) (box_muller.h)
 #pragma once
 #include <cstdint>
 

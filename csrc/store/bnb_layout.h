@@ -6,9 +6,9 @@
 //         X.nested_absmax                  F32 [blocks/256, rounded up]
 //         X.nested_quant_map               F32 [256]
 //         X.quant_map                      F32 [16]
-//         X.quant_state.bitsandbytes__nf4  U8  JSON: quant_type, blocksize, dtype, shape, and doubly
-//         quantized
-//                                          nested_blocksize, nested_dtype, nested_offset
+//         X.quant_state.bitsandbytes__nf4  U8  JSON: quant_type, blocksize, dtype, shape, and
+//                                          where it is doubly quantized nested_blocksize, nested_dtype,
+//                                          nested_offset
 //   int8  X                                I8  [rows, cols]
 //         SCB (instead of "weight")        F32 [rows]
 //         weight_format                    U8  [] 0, "row"

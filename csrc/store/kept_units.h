@@ -30,7 +30,6 @@ class KeptUnits {
   void add(const Unit& u, int64_t n_bytes);
   void let_go_of_unread();
   int64_t bytes() const { return bytes_; }
-  int64_t limit() const { return limit_; }
   void set_limit(int64_t n_bytes) { limit_ = n_bytes; }
   void shrink_to_limit();  // the last go first
 

@@ -244,10 +244,10 @@ void Quantizer::read_f32(const TensorEntry& t, int64_t e0, int64_t n, float* to)
 }
 
 void Quantizer::check_finite(const TensorEntry& t, const float* absmax, int64_t n) const {
-  for (int64_t i = 0; i < n; ++i)
-    check<FormatError>(std::isfinite(absmax[i]), "quantize",
-                       "tensor '" + t.name + "' in " + base_.shard_path(t.shard) +
-                           " holds a NaN or an infinity, expected finite weights; a damaged checkpoint?");
+  if (!std::all_of(absmax, absmax + n, [](float x) { return std::isfinite(x); }))
+    fail<FormatError>("quantize", "tensor '" + t.name + "' in " + base_.shard_path(t.shard) +
+                                      " holds a NaN or an infinity, expected finite weights; a damaged "
+                                      "checkpoint?");
 }
 
 void Quantizer::nf4(const Row& row, SafetensorsSink& sink, size_t first, IndexOverlay& set) const {

@@ -16,8 +16,8 @@ RowViews::RowViews(std::vector<int32_t> rows, std::vector<WeightView> views, std
 const WeightView& RowViews::at(int32_t row) const {
   if (rows_.empty()) return whole_;
   const auto found = std::lower_bound(rows_.begin(), rows_.end(), row);
-  check<ArgumentError>(found != rows_.end() && *found == row, "store",
-                       "row " + std::to_string(row) + " was not asked for");
+  if (found == rows_.end() || *found != row)
+    fail<ArgumentError>("store", "row " + std::to_string(row) + " was not asked for");
   return views_[static_cast<size_t>(found - rows_.begin())];
 }
 

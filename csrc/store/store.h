@@ -112,7 +112,7 @@ class Store {
   // numbers of the view are the tensor's.
   virtual WeightView acquire(const Unit& unit) = 0;
   virtual void release(const Unit& unit) = 0;  // in the order acquired
-  // Rows by number, increasing, outside of a pass.
+  // Rows by number, increasing; a pass goes on undisturbed.
   virtual RowViews rows(uint32_t tensor_id, const std::vector<int32_t>& rows) = 0;
   // Trained state that does not lie in memory (trained_units.h). acquire gives a writable view whose rows
   // mean nothing before prepare_rows, any thread, has filled them with the state at the generation's
@@ -123,11 +123,12 @@ class Store {
   virtual RowViews state_rows(uint32_t /*tensor_id*/, const std::vector<int32_t>& /*rows*/, const Kernels&) {
     return {};
   }
-  // Generations: do they hold this tensor packed, and then how many values; where the newest one lies; and
-  // `write` is called, by another thread after release, with what the next one holds, after finish_rows was
-  // called on all rows; finish_writing waits for that and throws what it threw. Without `write`: gives up
-  // what is not written yet.
-  virtual int64_t n_packed(uint32_t /*tensor_id*/) const { return 0; }  // 0: dense
+  // Generations: do they hold this tensor packed, and then how many values (0 may be all); where the newest
+  // one lies; and `write` is called, by another thread after release, with what the next one holds, after
+  // finish_rows was called on all rows; finish_writing waits for that and throws what it threw. Without
+  // `write`: gives up what is not written yet.
+  virtual bool packs(uint32_t /*tensor_id*/) const { return false; }
+  virtual int64_t n_packed(uint32_t /*tensor_id*/) const { return 0; }
   virtual void keep_support(uint32_t /*tensor_id*/, const TensorDirection&, const Kernels&, ThreadPool&) {}
   virtual void use_generation(const StateReader&) {}
   using WriteUnit = std::function<void(uint32_t id, const void* values, const int8_t* tail, int64_t n)>;

@@ -207,8 +207,9 @@ void Streamed::release(const Unit& u) {
     if (write_ && t.packs) {
       const size_t row = static_cast<size_t>(u.row0), end = static_cast<size_t>(u.row0 + u.n_rows);
       const int64_t n = t.row_begin[end] - t.row_begin[row];
-      job = writer_.run(
-          [this, h, n] { write_(h.unit.tensor_id, h.values, reinterpret_cast<int8_t*>(h.tail), n); });
+      if (n > 0)
+        job = writer_.run(
+            [this, h, n] { write_(h.unit.tensor_id, h.values, reinterpret_cast<int8_t*>(h.tail), n); });
     } else if (write_) {
       job = writer_.run(
           [this, h] { write_(h.unit.tensor_id, h.state.data, h.state.tail, h.unit.n_rows * h.state.cols); });

@@ -57,6 +57,7 @@ class Streamed final : public Store {
   bool streams_state(uint32_t id) const override { return trained_[id].streamed; }
   void prepare_rows(const Unit& unit, int64_t row0, int64_t n, const Kernels& kernels) override;
   RowViews state_rows(uint32_t id, const std::vector<int32_t>& rows, const Kernels& kernels) override;
+  bool packs(uint32_t id) const override { return trained_[id].packs; }
   int64_t n_packed(uint32_t id) const override {
     return trained_[id].packs ? trained_[id].row_begin.back() : 0;
   }

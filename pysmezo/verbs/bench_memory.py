@@ -34,7 +34,7 @@ DEFAULT_STEPS, DEFAULT_OUT = 5, "memory.png"
 def add_flags(parser) -> None:
     parser.add_argument("--config", metavar="F.yaml", help="flags as YAML; flags on the command line win")
     parser.add_argument(
-        "--out", metavar="PICTURE.png", default=DEFAULT_OUT, help="the measurements lie beside it, as .jsonl"
+        "--out", metavar="PICTURE.png", default=DEFAULT_OUT, help="the measurements lie beside it, as .samples.jsonl"
     )
     parser.add_argument(
         "--length", type=int, metavar="N", help=f"tokens of a text (default: {planning.DEFAULT_LENGTH})"
@@ -54,9 +54,7 @@ def run(arguments):
     config = options.read_config(arguments.config) if arguments.config else {}
     s, method = options.settings({**config, **vars(arguments)}, {"steps": DEFAULT_STEPS})
     options.require(s, "model")
-    if s["steps"] < 1:
-        raise ArgumentError(f"[bench memory] {s['steps']} steps, expected at least 1")
-    length = arguments.length or s["max_length"] or planning.DEFAULT_LENGTH
+    length = planning.length_of(arguments.length, s)
     keys = ("dtype", "memory_budget", "seed", "threads", "operand", "values")
     opened = {
         **{k: s[k] for k in keys},
@@ -106,7 +104,7 @@ def outputs(out: str) -> tuple[str, str]:
         raise ArgumentError(f"[bench memory] --out {out!r}, expected a name that ends in .png")
     if not os.path.isdir(os.path.dirname(picture)):
         raise ArgumentError(f"[bench memory] --out {out!r}, expected a folder that exists")
-    return picture, picture.removesuffix(".png") + ".jsonl"
+    return picture, picture.removesuffix(".png") + ".samples.jsonl"
 
 
 class Told:

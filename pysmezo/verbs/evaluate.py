@@ -27,6 +27,7 @@ OPTIONS = (
 
 
 def add_flags(parser, verb: str) -> None:
+    parser.add_argument("--config", metavar="F.yaml", help="flags as YAML; flags on the command line win")
     parser.add_argument("--data", metavar="F", required=True, help="labelled data, .jsonl or .csv")
     options.add_flags(parser, OPTIONS, with_fields=True)
 
@@ -34,11 +35,13 @@ def add_flags(parser, verb: str) -> None:
 def run(arguments, verb: str):
     given = dict(vars(arguments))
     given.pop("json")
-    source = given.pop("data")
+    source, config = given.pop("data"), given.pop("config")
+    given = {**(options.read_config(config) if config else {}), **given}
     asks_method = "method" in given or any(name in given for name in options.method_fields())
     if "index" in given or "fraction" in given:
         given.setdefault("method", "sensitive")
-    settings, method = options.settings(given)
+    # Evaluation asks no direction of the method; a delta brings its own.
+    settings, method = options.settings(given, {"method": MeZO.name})
     run_dir = settings["run_dir"]
     if run_dir is not None:
         if settings["delta"] is not None:
@@ -49,9 +52,6 @@ def run(arguments, verb: str):
             raise ArgumentError("[eval] a method and --run-dir, expected one of them: the run has its own")
         kept = {name: settings[name] for name in given if name != "run_dir"}
         settings, method, _ = resumed(run_dir, kept)
-    elif not asks_method:
-        # Evaluation asks no direction of the method; a delta brings its own.
-        method = MeZO() if settings["delta"] is None else None
     options.require(settings, "model", "task")
     with tempfile.TemporaryDirectory(prefix="pysmezo-") as folder:
         sets = data.tokenize(
@@ -67,6 +67,6 @@ def run(arguments, verb: str):
 
             found = evaluate(runtime, sets, settings["batch"])
     print(f"accuracy {found.accuracy:.4f}, loss {found.loss:.4f}, {found.n_examples} examples")
-    extra = [f"calibrated {found.accuracy_calibrated:.4f}"] + ([] if found.auc is None else [f"AUC {found.auc:.4f}"])
-    print(", ".join(extra), flush=True)
+    extra = (("calibrated", found.accuracy_calibrated), ("AUC", found.auc))
+    print(", ".join(f"{name} {value:.4f}" for name, value in extra if value is not None), flush=True)
     return OK, {"accuracy": found.accuracy, "loss": found.loss, "n_examples": found.n_examples}

@@ -18,7 +18,7 @@ JOURNAL_MAGIC = b"smezoJ\r\n"
 JOURNAL_FILE = "journal.smz"
 # A safetensors header is at most this long (its own specification).
 MAX_HEADER_BYTES = 100_000_000
-KEPT_FILE = "kept.safetensors"  # csrc/store/kept.h
+KEPT_FILE = "kept.safetensors"  # csrc/store/originals.h
 
 
 def add_flags(parser, verb: str) -> None:
@@ -41,6 +41,8 @@ def explain(path) -> dict:
         raise ArgumentError(
             f"[inspect] {path} holds neither {RUN_FILE} nor config.json, expected a run folder or a model folder"
         )
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ArgumentError(f"[inspect] {path}, expected a plain file or a folder")
     try:
         with open(path, "rb") as f:
             head = f.read(8)
@@ -102,7 +104,7 @@ def safetensors(path) -> dict:
         "path": str(path),
         "file_bytes": os.path.getsize(path),
         "n_tensors": len(header),
-        "n_bytes_by_dtype": dict(Counter()),
+        "n_bytes_by_dtype": {},
         "metadata": metadata,
     }
     for t, n in zip(header.values(), sizes, strict=True):
@@ -146,8 +148,14 @@ def _safetensors_header(path) -> tuple[dict, dict]:
         try:
             header = json.loads(f.read(n))
             metadata = header.pop("__metadata__", {})
+            for tensor in header.values():
+                begin, end = map(int, tensor["data_offsets"])
+                if not isinstance(tensor["dtype"], str) or not 0 <= begin <= end:
+                    raise ValueError
+            if not isinstance(metadata, dict):
+                raise ValueError
             end = max((t["data_offsets"][1] for t in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise FormatError(
                 f"[inspect] {path}: the header is not what safetensors says, expected JSON of tensors"
             ) from None
@@ -163,6 +171,7 @@ def model_folder(path) -> dict:
         except ValueError as e:
             raise FormatError(f"[inspect] {path}/config.json is not JSON: {e}") from None
     names = sorted(n for n in os.listdir(path) if n.endswith(".safetensors"))
+    missing = sorted(_shards_of_index(path) - set(names))
     kept = safetensors(os.path.join(path, KEPT_FILE)) if KEPT_FILE in names else None
     names = [n for n in names if n != KEPT_FILE]
     shards = [safetensors(os.path.join(path, n)) for n in names]
@@ -185,9 +194,21 @@ def model_folder(path) -> dict:
         "files": names,
         "n_tensors": sum(s["n_tensors"] for s in shards),
         "n_bytes_by_dtype": dict(dtypes),
+        **({"missing_files": missing} if missing else {}),
         "tokenizer": os.path.exists(os.path.join(path, "tokenizer.json")),
         **({} if kept is None else {"kept_originals": kept}),
     }
+
+
+def _shards_of_index(path) -> set[str]:
+    """Files that the folder's index says there are; none without one."""
+    try:
+        with open(os.path.join(path, "model.safetensors.index.json"), encoding="utf-8") as f:
+            return set(json.load(f)["weight_map"].values())
+    except OSError:
+        return set()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise FormatError(f"[inspect] {path}/model.safetensors.index.json has no weight_map, expected one") from None
 
 
 def run_folder(path) -> dict:

@@ -43,7 +43,7 @@ def run(arguments, verb: str):
     length, config = given.pop("length"), given.pop("config")
     s, method = options.settings({**(options.read_config(config) if config else {}), **given})
     options.require(s, "model")
-    length = length or s["max_length"] or planning.DEFAULT_LENGTH
+    length = planning.length_of(length, s)
     p = planning.planner(
         s["model"],
         method,
@@ -54,6 +54,7 @@ def run(arguments, verb: str):
         operand=s["operand"],
         values=s["values"],
         cached_reads=s["cached_reads"],
+        device=s["device"],
     )
     words = label_options(s["model"], s["task"]) if s["task"] else None
     found = planning.plan(p, s["batch"], length, method.queries, words, planning.kept_rates(s["model"]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 
-from .. import _core
+from .. import _core, options
 from ..cli import OK
+from ..errors import ArgumentError
 from ..memory import peaks, reset_peak
 from ..progress import ByteProgress, mib
 
@@ -14,7 +15,7 @@ from ..progress import ByteProgress, mib
 def add_flags(parser, verb: str) -> None:
     parser.add_argument("--model", metavar="DIR", required=True, help="Hugging Face folder, fp32, fp16 or bf16")
     parser.add_argument("--dtype", metavar="nf4|int8", required=True, help="what block weights are stored in")
-    parser.add_argument("--blocksize", type=int, default=64, help="nf4: elements that share an absmax, 32 to 4096 (64)")
+    parser.add_argument("--blocksize", metavar="N", help="nf4: elements that share an absmax, 32 to 4096 (64)")
     parser.add_argument("--double-quant", action="store_true", help="nf4: the absmax values in 8 bits too")
     parser.add_argument(
         "--keep",
@@ -22,20 +23,25 @@ def add_flags(parser, verb: str) -> None:
         help="keep the original values of this index set's elements: what trains on it starts from them",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="new folder")
-    parser.add_argument("--threads", type=int, default=0, help="default: SMEZO_THREADS, else all CPUs")
+    options.add_flags(parser, ("threads",))
 
 
 def run(arguments, verb: str):
     a = arguments
+    if a.dtype == "int8" and a.blocksize is not None:
+        raise ArgumentError(f"[quantize] --blocksize {a.blocksize} with int8, expected nf4: int8 scales whole rows")
+    blocksize = 64 if a.blocksize is None else options.converted(options.at_least(1), a.blocksize, "--blocksize")
+    threads = options.BY_NAME["threads"]
+    threads = options.converted(threads.convert, a.threads, threads.flag) if "threads" in a else 0
     reset_peak()
     start = time.monotonic()
     found = _core.quantize_folder(
         os.path.expanduser(a.model),
         os.path.expanduser(a.out),
         a.dtype,
-        blocksize=a.blocksize,
+        blocksize=blocksize,
         double_quant=a.double_quant,
-        threads=a.threads,
+        threads=threads,
         progress=ByteProgress("quantize"),
         keep="" if a.keep is None else os.path.expanduser(a.keep),
     )

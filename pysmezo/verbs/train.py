@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 
@@ -30,7 +31,7 @@ def run(arguments, verb: str):
     given.pop("json")
     if verb == "resume":
         options.require(given, "run_dir")
-        given = {k: options.BY_NAME[k].convert(v) for k, v in given.items()}
+        given = {k: options.converted(o.convert, v, o.flag) for k, v in given.items() for o in [options.BY_NAME[k]]}
         settings, method, verb = resumed(given.pop("run_dir"), given)
         return _train(settings, method, verb)
     defaults = {}
@@ -93,10 +94,13 @@ def summary(r: dict, run: dict, picture: str) -> str:
             f"AUC                  {change('auc', 3)}",
             f"loss                 {change('loss', 4)}",
         ]
+    if r["delta_path"] and r["accuracy_after"] is not None and not math.isfinite(r["loss_after"] or 0.0):
+        lines.append("                     not finite: the run diverged; a smaller lr or eps keeps it from that")
+    skipped = "" if not r["steps_skipped"] else f", {r['steps_skipped']} skipped: their loss was not finite"
     rate = r["steps"] / r["train_seconds"] if r["train_seconds"] else 0.0
     peak, at_open = r["peak_rss_bytes"], r["rss_at_open_bytes"]
     lines += [
-        f"steps                {r['steps']} in {clock(r['train_seconds'])} ({rate:.2f} steps/s)",
+        f"steps                {r['steps']} in {clock(r['train_seconds'])} ({rate:.2f} steps/s){skipped}",
         f"memory               process = {mib(at_open)} at open + {mib(max(0, peak - at_open))}, peak {mib(peak)}",
     ]
     d = run["diagnostics"]

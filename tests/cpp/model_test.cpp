@@ -271,6 +271,8 @@ TEST(candidates_are_the_same_logits) {
   b.task = Task::choice_candidates;
   b.candidates = {1099, 3, 512};
   b.labels = {{8, -1, 0, 0}, {28, -1, 1, 0}};
+  b.n_options = 3;
+  b.answers = {0, 2};
   const auto some = tiny.run(b, kPair);
   for (size_t branch = 0; branch < 2; ++branch) {
     CHECK(some[branch].size() == 6);
