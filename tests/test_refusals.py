@@ -1,0 +1,233 @@
+"""What a run folder, a batch or a file is refused for, and that nothing is lost by it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_task
+from test_cli import failed, task_dir, train_flags, trained  # noqa: F401 (task_dir is a fixture)
+from test_streaming import save_base
+
+from pysmezo import (
+    ArgumentError,
+    FormatError,
+    MeZO,
+    Runtime,
+    Sensitive,
+    SparseMeZO,
+    cli,
+    evaluate,
+    memory,
+    options,
+    packing,
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("steps: [1]", "--steps .*expected an integer"),
+        ("steps: .inf", "expected an integer"),
+        ("steps: .nan", "expected an integer"),
+        ("steps: 0", "from 1"),
+        ("batch: 1000000000000", "from 1 to 65536"),
+        ("threads: -3", "from 1"),
+        ("eval_every: 0", "from 1"),
+        ("warmup: -1", "from 0"),
+        ("lr: .inf", "positive number or auto"),
+        ("eps: 0", "positive number or auto"),
+        ("model: 5", "a path"),
+        ("train: {a: 1}", "a path"),
+    ],
+)
+def test_yaml_values_of_the_wrong_kind(tmp_path, line, found):
+    (tmp_path / "c.yaml").write_text(line + "\n")
+    with pytest.raises(ArgumentError, match=found):
+        options.settings(options.read_config(tmp_path / "c.yaml"))
+
+
+def test_a_yaml_key_without_a_value_is_not_given(tmp_path):
+    (tmp_path / "c.yaml").write_text("batch:\nmethod:\nsparsity:\n")
+    assert options.settings(options.read_config(tmp_path / "c.yaml")) == options.settings({})
+
+
+def test_paths_of_a_method_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, method = options.settings({"method": "sensitive", "index": "set.safetensors"})
+    assert method.index == str(tmp_path / "set.safetensors")
+
+
+@pytest.mark.parametrize("text", ["0", 0, -5, "-5", "99999999999999TiB", True, "plenty", ""])
+def test_budgets_that_are_none(text):
+    with pytest.raises(ArgumentError, match=r"\[memory_budget\]"):
+        memory.parse_bytes(text)
+
+
+def test_fields_all_methods_have_are_named():
+    assert SparseMeZO(0.5).sparsity == 0.5 and Sensitive("set.safetensors").index == "set.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ({"input_ids": [[1, 2], [3]], "labels": [[1, 2], [3]]}, "input_ids of different lengths"),
+        ({"input_ids": [[1.7, 2]], "labels": [[1, 2]]}, "input_ids of type float64"),
+        ({"input_ids": [[1, 2**32 + 5]], "labels": [[1, 2]]}, "input_ids of 1 to 4294967301"),
+    ],
+)
+def test_batches(batch, found):
+    with pytest.raises(ArgumentError, match=found):
+        packing.pack_sequences(batch)
+
+
+def test_a_loss_that_is_not_a_number_is_not_left_out(tmp_path):
+    """I11; examples without a label are."""
+    base = save_base(tmp_path)
+    ids = np.arange(3, 15).reshape(3, 4)
+    labels = ids.copy()
+    labels[1] = -100
+    batch = {"input_ids": ids, "labels": labels}
+    with Runtime.from_pretrained(base, method=MeZO(), lr=1e30, eps=1e-2) as run:
+        good = run.evaluate([batch])
+        assert good.n_examples == 2 and np.isfinite(good.loss)
+        for _ in range(2):
+            run.train_step(batch)
+        wrecked = run.evaluate([batch])
+    assert wrecked.n_examples == 2 and not np.isfinite(wrecked.loss)
+
+
+def test_options_of_their_own_have_no_prior():
+    scores, labels = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]]), [0, 1, 1]
+    assert evaluate.evaluate_scores(scores, labels).auc is not None
+    own = evaluate.evaluate_scores(scores, labels, shared_options=False)
+    assert own.auc is None and own.accuracy_calibrated is None and own.accuracy == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("a.jsonl", '{"text": "a", "label": 0, "label": 1}\n', "line 1 of .* has a key twice"),
+        ("a.csv", "text,label,label\na,0,1\n", "a column twice"),
+        ("b.jsonl", '{"text": "\\ud800", "label": 0}\n', "half a character"),
+    ],
+)
+def test_data(task_dir, tmp_path, capsys, name, text, found):  # noqa: F811
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FormatError, match=found):
+        from pysmezo import data
+
+        data.tokenize(task_dir / "model", tmp_path / name, task_dir / "task.yaml", tmp_path / "x.ids")
+
+
+@pytest.fixture(scope="module")
+def stopped(task_dir, tmp_path_factory):  # noqa: F811
+    """A run of its own files that stopped after 4 of 8 steps: (its folder, the folder of its files)."""
+    root = tmp_path_factory.mktemp("stopped")
+    files = shutil.copytree(task_dir, root / "files")
+    assert cli.main(["train", *train_flags(files, root / "run", steps=4)]) == 0
+    content = json.loads((root / "run" / "run.json").read_text())
+    content["settings"]["steps"] = 8
+    (root / "run" / "run.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def again(stopped, tmp_path):
+    """A copy of it that may be damaged: (run folder, files)."""
+    root = shutil.copytree(stopped, tmp_path / "copy")
+    for run_file in [root / "run" / "run.json"]:
+        run_file.write_text(run_file.read_text().replace(str(stopped), str(root)))
+    return root / "run", root / "files"
+
+
+def resumed(run_dir, capsys, *more) -> str:
+    before = {p.name: p.read_bytes() for p in run_dir.iterdir() if p.suffix != ".ids" and p.name != "lock"}
+    line = failed(capsys, ["resume", "--run-dir", run_dir, *more])
+    assert before == {p.name: p.read_bytes() for p in run_dir.iterdir() if p.suffix != ".ids" and p.name != "lock"}
+    return line
+
+
+def test_training_data_that_changed(again, capsys):
+    run_dir, files = again
+    tiny_task.write_jsonl(files / "train.jsonl", tiny_task.rows(90)[50:])
+    assert "train.jsonl or its task or tokenizer has changed" in resumed(run_dir, capsys)
+
+
+def test_evaluation_data_that_changed_gives_no_before(again, capsys):
+    run_dir, files = again
+    tiny_task.write_jsonl(files / "test.jsonl", tiny_task.rows(90)[50:])
+    assert cli.main(["resume", "--run-dir", str(run_dir), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["accuracy_before"] is None and result["accuracy_after"] is not None and result["steps"] == 8
+
+
+def test_a_journal_that_is_gone(again, capsys):
+    run_dir, _ = again
+    (run_dir / "journal.smz").rename(run_dir / "elsewhere")
+    assert "measurements of 4 steps but no journal.smz" in resumed(run_dir, capsys)
+
+
+def test_settings_edited_by_hand(again, capsys):
+    run_dir, _ = again
+    (run_dir / "run.json").write_text((run_dir / "run.json").read_text().replace('"steps": 8', '"steps": "x"'))
+    assert "steps of " in resumed(run_dir, capsys)
+    assert "--threads 'abc'" in failed(capsys, ["resume", "--run-dir", run_dir, "--threads", "abc"])
+
+
+def test_a_folder_without_a_step_takes_other_settings(task_dir, tmp_path, capsys):  # noqa: F811
+    run_dir = tmp_path / "run"
+    argv = train_flags(task_dir, run_dir, lr="auto", eps="1e-30", steps=2)
+    assert "tr(H)" in failed_at_end(capsys, ["train", *argv])
+    assert cli.main(["train", *train_flags(task_dir, run_dir, steps=2)]) == 0
+    capsys.readouterr()
+
+
+def failed_at_end(capsys, argv) -> str:
+    assert cli.main([str(a) for a in argv]) == cli.USAGE
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_model_folder_is_no_run_folder(task_dir, tmp_path, capsys):  # noqa: F811
+    model = shutil.copytree(task_dir / "model", tmp_path / "model")
+    names = sorted(p.name for p in model.iterdir())
+    assert "is a model folder" in failed(capsys, ["train", *train_flags(task_dir, model)])
+    assert sorted(p.name for p in model.iterdir()) == names
+
+
+def test_a_model_is_refused_before_its_data_is_read(task_dir, tmp_path, capsys):  # noqa: F811
+    model = shutil.copytree(task_dir / "model", tmp_path / "model")
+    (model / "config.json").write_text("{")
+    line = failed(capsys, ["train", *train_flags(task_dir, tmp_path / "run", model=model)])
+    assert "config.json" in line and "max_position" not in line and not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_says_so(task_dir, tmp_path, capsys):  # noqa: F811
+    argv = train_flags(task_dir, tmp_path / "run", lr="1e30", steps=2)
+    assert cli.main(["train", *argv, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "the run diverged" in out
+    result = json.loads(out.splitlines()[-1], parse_constant=lambda x: pytest.fail(f"{x} is not JSON"))
+    assert result["loss_after"] is None and trained(tmp_path / "run")
+    argv = train_flags(task_dir, tmp_path / "skips", eps="1e30", steps=2)
+    assert cli.main(["train", *argv, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "2 skipped" in out and json.loads(out.splitlines()[-1])["steps_skipped"] == 2
+
+
+def test_inspect_of_models_and_odd_files(task_dir, tmp_path, capsys):  # noqa: F811
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    assert "expected a plain file" in failed(capsys, ["inspect", tmp_path / "pipe"])
+    model = shutil.copytree(task_dir / "model", tmp_path / "model")
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    assert cli.main(["inspect", str(model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["missing_files"] == ["model-2.safetensors"]
+    for header in (
+        b'{"a":{"shape":[1],"data_offsets":[0,0]}}',
+        b'{"a":{"dtype":"F32","data_offsets":[0]}}',
+        b'{"__metadata__":5}',
+    ):
+        (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        assert "the header is not what safetensors says" in failed(capsys, ["inspect", tmp_path / "x.safetensors"])
