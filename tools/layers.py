@@ -31,6 +31,10 @@ CHILDREN = {
     "_encode": {"tokenizers"},
     "_draw": {"matplotlib"},
     "_draw_memory": set(),
+    "_measure": set(),
+    "_prepare": set(),
+    "_gguf": set(),
+    "_rows": set(),
 }
 
 LONG, TOO_LONG = 450, 600
