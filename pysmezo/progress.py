@@ -101,13 +101,13 @@ class Progress:
             self._bar.close()
 
 
-class ByteProgress:
-    """Progress of work that is counted in bytes: call it with (done, total)."""
+class WorkProgress:
+    """Progress of work of a known amount: call it with (done, total). unit: what it is counted in, "B" for bytes."""
 
-    def __init__(self, verb: str, stream=None, terminal: bool | None = None):
-        self._verb, self._out = verb, stream or sys.stderr
+    def __init__(self, verb: str, unit: str = "B", stream=None, terminal: bool | None = None):
+        self._verb, self._unit, self._out = verb, unit, stream or sys.stderr
         self._terminal = self._out.isatty() if terminal is None else terminal
-        self._bar, self._start, self._last = None, time.monotonic(), -PLAIN_INTERVAL_S
+        self._bar, self._start, self._last = None, time.monotonic(), None
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -115,19 +115,24 @@ class ByteProgress:
             from tqdm import tqdm
 
             if self._bar is None:
+                scale = {"unit_scale": True, "unit_divisor": 1024} if self._unit == "B" else {}
                 self._bar = tqdm(
-                    total=total, unit="B", unit_scale=True, unit_divisor=1024, file=self._out, dynamic_ncols=True
+                    total=total, unit=self._unit, desc=self._verb, file=self._out, dynamic_ncols=True, **scale
                 )
             self._bar.set_postfix_str(f"peak {mib(peaks()[0])}", refresh=False)
             self._bar.update(done - self._bar.n)
             if done == total:
                 self._bar.close()
-        elif now - self._last >= PLAIN_INTERVAL_S or done == total:
+        elif self._last is None or now - self._last >= PLAIN_INTERVAL_S or (done == total and now - self._start > 1.0):
             self._last = now
             rate = done / max(now - self._start, 1e-9)
-            left = clock((total - done) / max(rate, 1.0))
+            left = clock((total - done) / max(rate, 1e-9))
             print(
-                f"{self._verb} {mib(done)} of {mib(total)}, {mib(rate)}/s, {left} left, peak {mib(peaks()[0])}",
+                f"{self._verb} {self._amount(done)} of {self._amount(total)}, {self._amount(rate)}/s, {left} left, "
+                f"peak {mib(peaks()[0])}",
                 file=self._out,
                 flush=True,
             )
+
+    def _amount(self, n: float) -> str:
+        return mib(n) if self._unit == "B" else f"{n:.0f} {self._unit}s"

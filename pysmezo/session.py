@@ -97,7 +97,17 @@ def base_bytes(model_dir) -> int:
 class Session:
     """One training command, new or gone on with."""
 
-    def __init__(self, settings: dict, method, verb: str, callbacks=(), say=lambda text: None):
+    def __init__(
+        self,
+        settings: dict,
+        method,
+        verb: str,
+        callbacks=(),
+        say=lambda text: None,
+        evaluating=lambda: lambda done, total: None,
+    ):
+        """say: tells a line. evaluating: makes what an evaluation tells its progress, (done, total) examples."""
+        self.evaluating = evaluating
         self.settings, self.method, self.verb = settings, method, verb
         self.callbacks, self.say = callbacks, say
         self.run_dir = settings["run_dir"]
@@ -180,7 +190,7 @@ class Session:
 
         if "eval" not in self.sets:
             return None
-        return asdict(evaluate(run, self.sets["eval"], self.settings["batch"], self.sets.get("dev")))
+        return asdict(evaluate(run, self.sets["eval"], self.settings["batch"], self.sets.get("dev"), self.evaluating()))
 
     def _train(self, run, content: dict) -> tuple[bool, dict]:
         from .trainer import Trainer

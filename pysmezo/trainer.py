@@ -43,9 +43,14 @@ def check_warmup(warmup: int, steps: int) -> None:
         raise ArgumentError(f"[trainer] warmup {warmup}, expected at most steps, which is {steps}")
 
 
-def dataset_scores(run, data: Dataset, batch: int):
-    """Option scores of every example in file order, float32 [n_examples, n_options]."""
-    return np.concatenate([run.scores(b) for b in data.in_order(batch)])
+def dataset_scores(run, data: Dataset, batch: int, progress=lambda done, total: None):
+    """Option scores of every example in file order, float32 [n_examples, n_options]. progress(done, total): examples."""
+    out, done = [], 0
+    for b in data.in_order(batch):
+        out.append(run.scores(b))
+        done += len(b)
+        progress(done, len(data))
+    return np.concatenate(out)
 
 
 @dataclass(frozen=True)
@@ -176,9 +181,11 @@ class Trainer:
             restore()
 
 
-def evaluate(run, data: Dataset, batch: int = 16, calibration: Dataset | None = None) -> EvalResult:
+def evaluate(
+    run, data: Dataset, batch: int = 16, calibration: Dataset | None = None, progress=lambda done, total: None
+) -> EvalResult:
     """EvalResult of a data set. calibration: examples whose mean scores are the options' prior; the data's own when
-    None.
+    None. progress(done, total): examples of the data set.
     """
     level = prior(dataset_scores(run, calibration, 2 * batch)) if calibration is not None else None
-    return evaluate_scores(dataset_scores(run, data, 2 * batch), data.labels, level, data.shared_options)
+    return evaluate_scores(dataset_scores(run, data, 2 * batch, progress), data.labels, level, data.shared_options)

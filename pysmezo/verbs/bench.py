@@ -11,7 +11,7 @@ from .. import _core, shapes
 from ..cli import OK
 from ..errors import ArgumentError
 from ..memory import peaks, reset_peak
-from ..progress import ByteProgress, mib
+from ..progress import WorkProgress, mib
 from . import bench_memory
 
 # --dtype of make-model -> (block weights in NF4, their absmax in 8 bits)
@@ -45,7 +45,7 @@ def make_model(a):
         double_quant=double,
         seed=a.seed,
         threads=a.threads,
-        progress=ByteProgress("make-model"),
+        progress=WorkProgress("make-model"),
     )
     seconds = time.monotonic() - start
     print(f"{a.out}: {a.shape}, {shape.layers} layers, {a.dtype}, {mib(n_bytes)} in {seconds:.1f} s", flush=True)

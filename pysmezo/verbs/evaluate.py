@@ -8,6 +8,7 @@ from .. import data, options
 from ..cli import OK
 from ..errors import ArgumentError
 from ..methods import MeZO
+from ..progress import WorkProgress
 from ..session import open_runtime, resumed
 
 OPTIONS = (
@@ -65,7 +66,7 @@ def run(arguments, verb: str):
         with open_runtime(settings, method, run_dir) as runtime:
             from ..trainer import evaluate
 
-            found = evaluate(runtime, sets, settings["batch"])
+            found = evaluate(runtime, sets, settings["batch"], progress=WorkProgress("evaluate", "example"))
     print(f"accuracy {found.accuracy:.4f}, loss {found.loss:.4f}, {found.n_examples} examples")
     extra = (("calibrated", found.accuracy_calibrated), ("AUC", found.auc))
     print(", ".join(f"{name} {value:.4f}" for name, value in extra if value is not None), flush=True)

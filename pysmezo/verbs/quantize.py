@@ -9,7 +9,7 @@ from .. import _core, options
 from ..cli import OK
 from ..errors import ArgumentError
 from ..memory import peaks, reset_peak
-from ..progress import ByteProgress, mib
+from ..progress import WorkProgress, mib
 
 
 def add_flags(parser, verb: str) -> None:
@@ -42,7 +42,7 @@ def run(arguments, verb: str):
         blocksize=blocksize,
         double_quant=a.double_quant,
         threads=threads,
-        progress=ByteProgress("quantize"),
+        progress=WorkProgress("quantize"),
         keep="" if a.keep is None else os.path.expanduser(a.keep),
     )
     seconds = time.monotonic() - start

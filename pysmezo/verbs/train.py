@@ -8,7 +8,7 @@ import sys
 
 from .. import demo, options
 from ..cli import INTERRUPTED, OK
-from ..progress import Progress, clock, mib
+from ..progress import Progress, WorkProgress, clock, mib
 from ..session import Session, free_run_dir, read_run, resumed
 
 RESUME_OPTIONS = ("run_dir", "threads", "memory_budget", "cached_reads")
@@ -54,7 +54,9 @@ def say(text: str) -> None:
 
 
 def _train(settings: dict, method, verb: str):
-    interrupted, result = Session(settings, method, verb, (Progress(),), say).train()
+    interrupted, result = Session(
+        settings, method, verb, (Progress(),), say, lambda: WorkProgress("evaluate", "example")
+    ).train()
     picture = _picture(result["run_dir"])
     print(summary(result, read_run(result["run_dir"]), picture), flush=True)
     if interrupted:
