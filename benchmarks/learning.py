@@ -14,7 +14,8 @@ values.
   7  SparseMeZO again over the demo's model quantized to NF4: lr, eps, seeds and batches of stage 2.
 
 Every finished piece is a row of results/learning.jsonl and is not run again; unfinished runs go on from their journals
-in the cache. `--table` prints the paired comparison, `--plot` draws docs/learning.png; neither runs anything.
+in the cache. `--table` prints the paired comparison, `--json` its differences, `--plot` draws docs/learning.png; none
+of them runs anything.
 """
 
 from __future__ import annotations
@@ -293,11 +294,14 @@ def main() -> None:
     p.add_argument("--max-minutes", type=float, default=math.inf, help="stop cleanly after about so many minutes")
     p.add_argument("--table", action="store_true", help="print the table of what is there")
     p.add_argument("--plot", action="store_true", help="draw docs/learning.png from what is there")
+    p.add_argument("--json", action="store_true", help="print what is there as one JSON object")
     a = p.parse_args()
-    if a.table or a.plot:
+    if a.table or a.plot or a.json:
         rows = common.rows(FILE)
         if a.table:
             print(learning_report.table(rows))
+        if a.json:
+            common.show({"machine": common.machine(), "isa": common.isa(), **learning_report.result(rows)}, True)
         if a.plot:
             learning_report.plot(rows, common.ROOT / "docs" / "learning.png")
         return

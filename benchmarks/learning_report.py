@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 import statistics
 
+from .common import target
+
 NAMES = {"mezo": "MeZO", "random-mask": "RandomMask(0.75)", "sparse-mezo": "SparseMeZO(0.75)"}
 # Student's t, 97.5 % point, by degrees of freedom.
 T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -68,21 +70,52 @@ def _runs(title: str, chosen: list[dict]) -> list[str]:
     return out
 
 
-def _nf4(rows: list[dict]) -> list[str]:
-    """Test accuracy over an NF4 base less that over the bf16 base, seed by seed."""
-    over_nf4, over_bf16 = (finals(rows, kind).get("sparse-mezo", {}) for kind in ("nf4/rt", "final/rt"))
-    both = sorted(set(over_nf4) & set(over_bf16))
+def _paired(a: dict[int, dict], b: dict[int, dict], measure: str) -> dict | None:
+    """Runs a less runs b, seed by seed: mean and 95 % t interval; None where no seed has both."""
+    both = sorted(set(a) & set(b))
     if not both:
+        return None
+    mean, half = interval([a[s][measure] - b[s][measure] for s in both])
+    return {"mean": mean, "lower": mean - half, "upper": mean + half, "seeds": len(both)}
+
+
+def differences(rows: list[dict]) -> list[tuple[str, str, str, dict]]:
+    """(method, other method, measure, the paired difference of the final runs)."""
+    found = finals(rows)
+    pairs = (("sparse-mezo", "mezo"), ("sparse-mezo", "random-mask"), ("random-mask", "mezo"))
+    out = [(a, b, m, _paired(found.get(a, {}), found.get(b, {}), m)) for a, b in pairs for m in MEASURES]
+    return [row for row in out if row[3]]
+
+
+def nf4_less_bf16(rows: list[dict]) -> dict | None:
+    """Test accuracy over an NF4 base less that over the bf16 base."""
+    over_nf4, over_bf16 = (finals(rows, kind).get("sparse-mezo", {}) for kind in ("nf4/rt", "final/rt"))
+    return _paired(over_nf4, over_bf16, "test_accuracy")
+
+
+def result(rows: list[dict]) -> dict:
+    """{rows, targets} of `--json`."""
+    named = {f"{NAMES[a]} less {NAMES[b]}, {MEASURES[m]}": found for a, b, m, found in differences(rows)}
+    nf4 = nf4_less_bf16(rows)
+    name = "test accuracy over NF4 less that over bf16, lower end"
+    return {
+        "rows": named,
+        "targets": [target(name, nf4 and nf4["lower"], at_least=MOST_LOST, why="stage 7 is not done")],
+    }
+
+
+def _nf4(rows: list[dict]) -> list[str]:
+    found = nf4_less_bf16(rows)
+    if not found:
         return []
-    mean, half = interval([over_nf4[s]["test_accuracy"] - over_bf16[s]["test_accuracy"] for s in both])
-    lower = mean - half
+    mean, lower = found["mean"], found["lower"]
     reading = f"{'above' if lower > MOST_LOST else 'not above'} {MOST_LOST:+.2f}"
     return [
         "",
         "NF4 base less bf16 base, test accuracy, seed by seed",
         "",
         *_head(["method", "seeds", "mean", "lower end of the 95 % t interval", "reading"]),
-        _line([NAMES["sparse-mezo"], str(len(both)), f"{mean:+.4f}", f"{lower:+.4f}", reading]),
+        _line([NAMES["sparse-mezo"], str(found["seeds"]), f"{mean:+.4f}", f"{lower:+.4f}", reading]),
     ]
 
 
@@ -149,30 +182,12 @@ def table(rows: list[dict]) -> str:
         "",
         *_head(["difference", "measure", "seeds", "mean", "95 % interval", "reading"]),
     ]
-    for a, b in (("sparse-mezo", "mezo"), ("sparse-mezo", "random-mask"), ("random-mask", "mezo")):
-        both = sorted(set(found.get(a, {})) & set(found.get(b, {})))
-        if not both:
-            continue
-        for m, label in MEASURES.items():
-            mean, half = interval([found[a][s][m] - found[b][s][m] for s in both])
-            better = (mean < 0) == (m == "test_loss")
-            reading = (
-                "inside its interval: no difference shown"
-                if abs(mean) <= half
-                else f"{NAMES[a if better else b]} better"
-            )
-            out.append(
-                _line(
-                    [
-                        f"{NAMES[a]} - {NAMES[b]}",
-                        label,
-                        str(len(both)),
-                        f"{mean:+.4f}",
-                        f"{mean - half:+.4f} to {mean + half:+.4f}",
-                        reading,
-                    ]
-                )
-            )
+    for a, b, m, d in differences(rows):
+        better = (d["mean"] < 0) == (m == "test_loss")
+        shown = not d["lower"] <= 0 <= d["upper"]
+        reading = f"{NAMES[a if better else b]} better" if shown else "inside its interval: no difference shown"
+        what = [f"{NAMES[a]} - {NAMES[b]}", MEASURES[m], str(d["seeds"])]
+        out.append(_line([*what, f"{d['mean']:+.4f}", f"{d['lower']:+.4f} to {d['upper']:+.4f}", reading]))
     out += _runs("Every run on Rotten Tomatoes", [r for s in found.values() for r in s.values()])
     for title, kind in (
         ("SMS spam", "final/spam"),
