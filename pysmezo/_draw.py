@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from . import metrics
+from . import children, metrics
 from .errors import ArgumentError, PysmezoError
 
 MIB = 2**20
@@ -146,18 +146,10 @@ def draw(run_dir, out) -> None:
     save(figure, out)
 
 
-def main(argv=None, drawn=draw) -> int:
-    source, out = sys.argv[1:] if argv is None else argv
-    try:
-        drawn(source, out)
-    except PysmezoError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"IoError: [report] {e}", file=sys.stderr)
-        return 2
-    return 0
+def main(drawn) -> int:
+    source, out = sys.argv[1:]
+    return children.main(lambda: drawn(source, out), "report")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(draw))

@@ -119,4 +119,4 @@ def draw(samples_path, out) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(drawn=draw))
+    sys.exit(main(draw))

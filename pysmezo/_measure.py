@@ -10,8 +10,7 @@ import json
 import sys
 import time
 
-from . import memory, planning
-from .errors import PysmezoError
+from . import children, memory, planning
 from .methods import from_dict
 from .runtime import Runtime
 
@@ -51,18 +50,6 @@ def measured(s: dict) -> None:
             )
 
 
-def main(argv=None) -> int:
-    (text,) = sys.argv[1:] if argv is None else argv
-    try:
-        measured(json.loads(text))
-    except PysmezoError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as e:
-        print(f"IoError: [bench memory] {e or type(e).__name__}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    (text,) = sys.argv[1:]
+    sys.exit(children.main(lambda: measured(json.loads(text)), "bench memory"))

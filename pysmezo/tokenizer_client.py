@@ -11,7 +11,8 @@ import sys
 
 import numpy as np
 
-from .data import TaskBatch, child_environment, raise_from_child, task_argument
+from . import children
+from .data import TaskBatch, task_argument
 from .errors import ArgumentError
 
 
@@ -57,7 +58,7 @@ class TokenizerClient:
         if self._child is None:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "pysmezo._tokenize", *self._arguments],
-                env=child_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=children.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 text=True, encoding="utf-8", start_new_session=True,  # an interrupt is the trainer's to handle
             )  # fmt: skip
         try:
@@ -73,11 +74,11 @@ class TokenizerClient:
         if not answer:
             stderr, code = self._child.stderr.read(), self._child.wait()
             self._child = None
-            raise_from_child(stderr, code, "tokenize")
+            children.raise_error(stderr, code, "tokenize")
         answer = json.loads(answer)
         if "error" in answer:
             name, message = answer["error"]
-            raise_from_child(f"{name}: {message}", 2, "tokenize")
+            children.raise_error(f"{name}: {message}", 2, "tokenize")
         return answer
 
 

@@ -14,7 +14,7 @@ import pytest
 import tiny_llama
 import tiny_task
 
-from pysmezo import ArgumentError, FormatError, SparseMeZO, cli, data, options
+from pysmezo import ArgumentError, FormatError, SparseMeZO, children, cli, options
 
 JSON_KEYS = {
     "steps_skipped",
@@ -50,7 +50,7 @@ def train_flags(folder, run_dir, **more):
 def child(*arguments, **more):
     return subprocess.run(
         [sys.executable, "-m", "pysmezo", *map(str, arguments)],
-        env=data.child_environment(),
+        env=children.environment(),
         capture_output=True,
         text=True,
         **more,
@@ -266,7 +266,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(task_dir, tmp_path, number
     cut = tmp_path / "cut"
     process = subprocess.Popen(
         [sys.executable, "-m", "pysmezo", "train", *train_flags(task_dir, cut, **more), "--json"],
-        env=data.child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=children.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     metrics = cut / "metrics.jsonl"
     deadline = time.monotonic() + 60
@@ -308,7 +308,7 @@ def test_training_process_imports_nothing_heavy(task_dir, tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "train", *train_flags(task_dir, tmp_path / "run")],
-        env=data.child_environment(), capture_output=True, text=True,
+        env=children.environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.splitlines()[-1].split(","))

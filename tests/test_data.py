@@ -13,7 +13,7 @@ import pytest
 import tiny_task
 from tokenizers import Tokenizer
 
-from pysmezo import ArgumentError, FormatError, data, ids
+from pysmezo import ArgumentError, FormatError, children, data, ids
 from pysmezo.tasks import Task
 from pysmezo.tokenizer_client import TokenizerClient
 
@@ -279,7 +279,7 @@ def test_this_process_stays_light():
     import subprocess
 
     done = subprocess.run(
-        [sys.executable, "-c", code], env=data.child_environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=children.environment(), capture_output=True, text=True, check=True
     )
     loaded = {m.split(".")[0].strip("[]' ") for m in done.stdout.split(",")} | set()
     heavy = {"tokenizers", "transformers", "torch", "matplotlib", "yaml", "tqdm", "gguf"}

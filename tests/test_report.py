@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pysmezo import ArgumentError, data, metrics, report
+from pysmezo import ArgumentError, children, metrics, report
 
 
 def step(i, **change):
@@ -82,10 +82,10 @@ def test_no_step_yet(tmp_path):
 
 def test_without_matplotlib_one_clear_line(tmp_path):
     _run(tmp_path, 1)
-    code = "import sys; sys.modules['matplotlib'] = None; from pysmezo import _draw; sys.exit(_draw.main(sys.argv[1:]))"
+    code = "import sys; sys.modules['matplotlib'] = None; from pysmezo import _draw; sys.exit(_draw.main(_draw.draw))"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), "x.png"],
-        env=data.child_environment(),
+        env=children.environment(),
         capture_output=True,
         text=True,
     )

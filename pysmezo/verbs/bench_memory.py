@@ -8,9 +8,8 @@ import sys
 import tempfile
 import time
 
-from .. import held, options, planning
+from .. import children, held, options, planning
 from ..cli import OK
-from ..data import run_child
 from ..errors import ArgumentError, BudgetError, PysmezoError
 from ..progress import PLAIN_INTERVAL_S, mib
 
@@ -89,7 +88,7 @@ def run(arguments):
         rows = held.watch(asked, child, samples, Told(s["steps"]))
     result = summed(rows) | {"samples_path": samples, "picture_path": None}
     try:
-        run_child("_draw_memory", [samples, picture])
+        children.run("_draw_memory", [samples, picture])
         result["picture_path"] = drawn = picture
     except PysmezoError as e:
         drawn = f"none: {e}"
