@@ -324,21 +324,25 @@ ModelConfig parse_config(const std::string& text) {
 }
 
 std::map<std::string, std::string> mathematics(const ModelConfig& c) {
+  constexpr const char* kRopeKinds[] = {"default", "linear", "dynamic", "llama3", "yarn"};
   const auto digits = [](double x) { return Json(x).dump(); };
   const RopeConfig& r = c.rope;
-  return {{"model_type", c.model_type},
-          {"num_attention_heads", std::to_string(c.n_heads)},
-          {"num_key_value_heads", std::to_string(c.n_kv_heads)},
-          {"max_position_embeddings", std::to_string(c.max_position)},
-          {"sliding_window", std::to_string(c.sliding_window)},
-          {"rms_norm_eps", digits(c.rms_norm_eps)},
-          {"tie_word_embeddings", c.tied ? "true" : "false"},
-          {"rope_type", std::to_string(static_cast<int>(r.kind))},
-          {"rope_theta", digits(r.theta)},
-          {"rope_scaling", digits(r.factor) + " " + digits(r.original_max_position) + " " +
-                               digits(r.low_freq_factor) + " " + digits(r.high_freq_factor) + " " +
-                               digits(r.beta_fast) + " " + digits(r.beta_slow) + " " +
-                               digits(r.attention_factor) + (r.truncate ? " truncate" : "")}};
+  std::map<std::string, std::string> out = {
+      {"model_type", c.model_type},
+      {"num_attention_heads", std::to_string(c.n_heads)},
+      {"num_key_value_heads", std::to_string(c.n_kv_heads)},
+      {"sliding_window", std::to_string(c.sliding_window)},
+      {"rms_norm_eps", digits(c.rms_norm_eps)},
+      {"tie_word_embeddings", c.tied ? "true" : "false"},
+      {"rope_type", kRopeKinds[static_cast<int>(r.kind)]},
+      {"rope_theta", digits(r.theta)},
+      {"rope_scaling", digits(r.factor) + " " + digits(r.original_max_position) + " " +
+                           digits(r.low_freq_factor) + " " + digits(r.high_freq_factor) + " " +
+                           digits(r.beta_fast) + " " + digits(r.beta_slow) + " " +
+                           digits(r.attention_factor) + (r.truncate ? " truncate" : "")}};
+  // Elsewhere it is only the longest text.
+  if (r.kind == RopeKind::dynamic) out["max_position_embeddings"] = std::to_string(c.max_position);
+  return out;
 }
 
 ModelConfig load_config(const std::string& folder) {
