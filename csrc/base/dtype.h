@@ -14,6 +14,8 @@ int64_t dtype_bytes(DType d);
 // Bytes of n elements over all planes, scales not counted.
 int64_t bytes_of(DType d, int64_t n);
 bool holds_trained(DType d);  // F32, BF16, BF16T8
+// Bytes of an element of a trained dtype, its tail not counted.
+constexpr int64_t plane_element_bytes(DType d) { return d == DType::F32 ? 4 : 2; }
 // Converting is a copy (BF16 to BF16T8: with a tail of 0), so that even the payload of a NaN stays.
 bool keeps_bits(DType from, DType to);
 const char* dtype_name(DType d);                 // "F32", "F16", "BF16", "BF16T8", "NF4", "I8"

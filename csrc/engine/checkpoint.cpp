@@ -23,8 +23,6 @@ constexpr int64_t kChunk = 1 << 18;  // elements copied at a time
 // element order.
 bool has_implicit_support(const TensorMethod& m) { return m.mask.kind != MaskKind::all; }
 
-int64_t element_bytes(DType d) { return d == DType::F32 ? 4 : 2; }
-
 // The elements of [e0, e0 + n) that are on the support, from the value the base has in the stored dtype
 // (I10).
 std::vector<int64_t> support(const TensorDirection& d, const float* w0, int64_t e0, int64_t n) {
@@ -38,7 +36,7 @@ std::vector<int64_t> support(const TensorDirection& d, const float* w0, int64_t 
 // Copies chosen elements of a working copy out of it, or into it.
 void gather(const WeightView& w, const std::vector<int64_t>& at, std::vector<uint8_t>* values,
             std::vector<int8_t>* tail) {
-  const int64_t size = element_bytes(w.dtype);
+  const int64_t size = plane_element_bytes(w.dtype);
   values->resize(at.size() * static_cast<size_t>(size));
   tail->resize(w.dtype == DType::BF16T8 ? at.size() : 0);
   for (size_t i = 0; i < at.size(); ++i) {
@@ -48,7 +46,7 @@ void gather(const WeightView& w, const std::vector<int64_t>& at, std::vector<uin
   }
 }
 void scatter(const WeightView& w, const std::vector<int64_t>& at, const uint8_t* values, const int8_t* tail) {
-  const int64_t size = element_bytes(w.dtype);
+  const int64_t size = plane_element_bytes(w.dtype);
   for (size_t i = 0; i < at.size(); ++i) {
     std::memcpy(static_cast<uint8_t*>(w.data) + at[i] * size, values + i * static_cast<size_t>(size),
                 static_cast<size_t>(size));
@@ -120,7 +118,7 @@ void Engine::save_delta(const std::string& path) {
       m.pending->for_state(ids[i], [&](const WeightView& w, int64_t row0, int64_t n) {
         const int64_t e0 = row0 * w.cols, end = (row0 + n) * w.cols, at0 = e0 - w.first;
         if (!tensors[i].packed) {
-          sink.write(i, static_cast<const uint8_t*>(w.data) + at0 * element_bytes(w.dtype),
+          sink.write(i, static_cast<const uint8_t*>(w.data) + at0 * plane_element_bytes(w.dtype),
                      w.tail ? w.tail + at0 : nullptr, end - e0);
           return;
         }
@@ -175,7 +173,7 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
       check<FormatError>(t.n() == w.n(), "delta",
                          where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
                              std::to_string(w.n()));
-      std::memcpy(w.data, values, static_cast<size_t>(w.n() * element_bytes(w.dtype)));
+      std::memcpy(w.data, values, static_cast<size_t>(w.n() * plane_element_bytes(w.dtype)));
       if (tail) std::memcpy(w.tail, tail, static_cast<size_t>(w.n()));
       file.release(i);
       continue;
@@ -186,7 +184,7 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
       check<FormatError>(done + k <= t.n(), "delta",
                          where + " has " + std::to_string(t.n()) + " values of '" + t.name +
                              "', fewer than the method selects; was it made with another sparsity or seed?");
-      scatter(w, at, values + done * element_bytes(w.dtype), tail ? tail + done : nullptr);
+      scatter(w, at, values + done * plane_element_bytes(w.dtype), tail ? tail + done : nullptr);
       done += k;
     });
     check<FormatError>(done == t.n(), "delta",
@@ -341,7 +339,7 @@ double Engine::Impl::measure_replay_rate() {
   const int64_t n = rows * sample.cols;
   std::vector<float> w0(static_cast<size_t>(n));
   store->base_values(largest, 0, n, w0.data());
-  std::vector<uint8_t> values(static_cast<size_t>(n * element_bytes(header.values)));
+  std::vector<uint8_t> values(static_cast<size_t>(n * plane_element_bytes(header.values)));
   std::vector<int8_t> tail(header.values == DType::BF16T8 ? static_cast<size_t>(n) : 0);
   sample.data = values.data();
   sample.tail = tail.empty() ? nullptr : tail.data();

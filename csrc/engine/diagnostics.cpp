@@ -24,7 +24,7 @@ Strip strip_for(const Kernels& kernels, Compute compute, int64_t rows, int64_t c
   Strip s;
   s.dtype = kernels.operand_dtype(compute);
   s.ld = kernels.operand_ld(compute, cols);
-  s.raw.resize(static_cast<size_t>(rows * s.ld * (s.dtype == DType::F32 ? 4 : 2)));
+  s.raw.resize(static_cast<size_t>(rows * s.ld * plane_element_bytes(s.dtype)));
   return s;
 }
 

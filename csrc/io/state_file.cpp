@@ -106,7 +106,7 @@ void StateSink::write(size_t tensor, const void* values, const int8_t* tail, int
   const StateTensor& t = (*tensors_)[tensor];
   check<ArgumentError>((t.dtype == DType::BF16T8) == (tail != nullptr), "state",
                        "tensor '" + t.name + "': a tail goes with BF16T8, and only with it");
-  const int64_t n_bytes = n * (t.dtype == DType::F32 ? 4 : 2);
+  const int64_t n_bytes = n * plane_element_bytes(t.dtype);
   const size_t at = values_at_[tensor];
   to_->write(at, values, n_bytes);
   crc_[at] = crc32c(values, n_bytes, crc_[at]);

@@ -39,12 +39,12 @@ struct Planes {
 };
 Planes planes_from(const WeightView& w, int64_t e) {
   const int64_t at = e - w.first;
-  return {static_cast<uint8_t*>(w.data) + at * (w.dtype == DType::F32 ? 4 : 2),
+  return {static_cast<uint8_t*>(w.data) + at * plane_element_bytes(w.dtype),
           w.dtype == DType::BF16T8 && w.tail ? w.tail + at : nullptr};
 }
 
 void copy_element(DType d, Planes from, Planes to) {
-  std::memcpy(to.data, from.data, d == DType::F32 ? 4 : 2);
+  std::memcpy(to.data, from.data, static_cast<size_t>(plane_element_bytes(d)));
   if (d == DType::BF16T8) *to.tail = from.tail ? *from.tail : 0;
 }
 
@@ -55,7 +55,7 @@ bool on_support(const StateJob& j, int64_t e) {
 }
 
 Planes packed_at(const StateJob& j, int64_t i) {
-  return {static_cast<uint8_t*>(j.packed) + i * (j.state.dtype == DType::F32 ? 4 : 2),
+  return {static_cast<uint8_t*>(j.packed) + i * plane_element_bytes(j.state.dtype),
           j.state.dtype == DType::BF16T8 ? j.packed_tail + i : nullptr};
 }
 

@@ -265,14 +265,6 @@ void Weights::multiply_strip(int64_t id, const StripRows& rows, const std::vecto
   }
 }
 
-std::vector<Unit> Weights::units_of(const std::vector<int64_t>& tensors) const {
-  return smezo::units_of(tensors, cut_of(store_));
-}
-
-std::vector<Unit> Weights::units_of_gated(int64_t gate, int64_t up) const {
-  return smezo::units_of_gated(gate, up, cut_of(store_));
-}
-
 Weights::Visit Weights::begin_visit(const Unit& unit) {
   // A read may fail half way through a tensor, and its watermark stands for all of its rows: what lies in
   // memory whole is caught up whole, or records would be applied to its first rows twice (I1).
@@ -301,7 +293,7 @@ void Weights::end_visit(const Visit& v) const {
 }
 
 void Weights::for_units(int64_t id, const std::function<void(const Unit&, const WeightView&)>& body) {
-  for (const Unit& unit : units_of({id})) {
+  for (const Unit& unit : units_of({id}, cut_of(store_))) {
     const Visit v = begin_visit(unit);
     if (store_.streams_state(unit.tensor_id))
       context_.pool->run(unit.n_rows, [&](int64_t i, int) { catch_up_strip(v, unit.row0 + i, 1); });
@@ -314,7 +306,7 @@ void Weights::multiply(const std::vector<LinearPart>& parts, int64_t k, const st
                        int64_t n_panels, int64_t ld, Epilogue epilogue, const std::vector<char*>& scratch) {
   std::vector<std::pair<const LinearPart*, Unit>> todo;
   for (const LinearPart& p : parts) {
-    for (const Unit& unit : units_of({p.weight})) todo.emplace_back(&p, unit);
+    for (const Unit& unit : units_of({p.weight}, cut_of(store_))) todo.emplace_back(&p, unit);
   }
   for (size_t next = 0; next < todo.size();) {
     // One parallel region over as many units as may be held.
@@ -348,7 +340,7 @@ void Weights::multiply(const std::vector<LinearPart>& parts, int64_t k, const st
 void Weights::multiply_gated(const GatedPart& part, int64_t k, const std::vector<void*>& packed,
                              int64_t n_panels, const std::vector<void*>& h,
                              const std::vector<char*>& scratch) {
-  const std::vector<Unit> units = units_of_gated(part.gate, part.up);
+  const std::vector<Unit> units = units_of_gated(part.gate, part.up, cut_of(store_));
   for (size_t next = 0; next < units.size();) {
     std::vector<Visit> visits;
     const size_t first = next;

@@ -72,10 +72,6 @@ class Weights {
   // Every row of a tensor gets its pending records. For tensors of which only some rows are read.
   void catch_up(int64_t id);
 
-  // The units in which `multiply` and `multiply_gated` visit their tensors, in that order: what the store's
-  // pass must announce.
-  std::vector<Unit> units_of(const std::vector<int64_t>& tensors) const;
-  std::vector<Unit> units_of_gated(int64_t gate, int64_t up) const;
   // Views of some rows (repeats and any order allowed).
   RowViews rows(int64_t id, std::vector<int32_t> list) const;
 

@@ -13,7 +13,7 @@ int64_t most_unit_bytes(const BaseTensor& t, int64_t rows) {
   return t.data_range(0, rows).n_bytes + t.absmax_range(0, rows).n_bytes + pages;
 }
 
-int64_t plane_bytes(int64_t n, DType dtype) { return (n * (dtype == DType::F32 ? 4 : 2) + 63) / 64 * 64; }
+int64_t plane_bytes(int64_t n, DType dtype) { return (n * plane_element_bytes(dtype) + 63) / 64 * 64; }
 
 int64_t copy_bytes(int64_t n, DType dtype) {
   return plane_bytes(n, dtype) + (dtype == DType::BF16T8 ? (n + 63) / 64 * 64 : 0);

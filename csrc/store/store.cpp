@@ -32,8 +32,7 @@ Store::Store(const std::string& folder, std::vector<TensorRequest> requests, DTy
       std::string("working copies in ") + dtype_name(values) + ", expected F32, BF16 or BF16T8");
 }
 
-template <class Body>
-void Store::for_units(uint32_t id, const Body& body) {
+void Store::for_units(uint32_t id, const std::function<void(const Unit&, const WeightView&)>& body) {
   std::vector<Unit> units;
   const int64_t rows = requests_[id].rows, step = unit_rows(id);
   for (int64_t row0 = 0; row0 < rows; row0 += step) units.push_back({id, row0, std::min(step, rows - row0)});

@@ -155,6 +155,8 @@ class Store {
  protected:
   Store(const std::string& folder, std::vector<TensorRequest> requests, DType values);
 
+  // body(unit, view) for every unit of a tensor, as a pass of its own.
+  void for_units(uint32_t id, const std::function<void(const Unit&, const WeightView&)>& body);
   // Rows of the base, each read into memory of its own by `read(first byte in the tensor, bytes, to)`.
   RowViews copy_rows(uint32_t id, const std::vector<int32_t>& rows,
                      const std::function<void(int64_t begin, int64_t n_bytes, void* to)>& read) const;
@@ -169,9 +171,6 @@ class Store {
   int64_t working_copy_bytes_ = 0;
 
  private:
-  // body(unit, view) for every unit of a tensor, as a pass of its own.
-  template <class Body>
-  void for_units(uint32_t id, const Body& body);
   std::vector<std::unique_ptr<IndexOverlay>> overlays_;  // [n_tensors]
   int64_t n_originals_ = 0;
 };

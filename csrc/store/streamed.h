@@ -70,7 +70,7 @@ class Streamed final : public Store {
  private:
   bool place_trained(const StreamOptions& options);
   void check_ring() const;
-  int64_t value_bytes() const { return values_ == DType::F32 ? 4 : 2; }
+  int64_t value_bytes() const { return plane_element_bytes(values_); }
   int64_t state_room(const Unit& u) const;
   WeightView state_view(const Unit& u, uint8_t* memory) const;
   const HeldUnit* held(const Unit& u) const;

@@ -8,16 +8,12 @@
 
 namespace smezo {
 
-// Working copies take at most half of the budget; else the state of all matrices that train is streamed.
 bool Streamed::place_trained(const StreamOptions& options) {
   trained_.resize(requests_.size());
   if (!streams_trained(options, requests_, values_)) return false;
-  bool any = false;
-  for (uint32_t id = 0; id < requests_.size(); ++id) {
+  for (uint32_t id = 0; id < requests_.size(); ++id)
     trained_[id].streamed = requests_[id].trained && requests_[id].rows > 1;
-    any |= trained_[id].streamed;
-  }
-  return any;
+  return true;
 }
 
 int64_t Streamed::state_room(const Unit& u) const {
@@ -28,8 +24,7 @@ WeightView Streamed::state_view(const Unit& u, uint8_t* memory) const {
   WeightView w = shape(u.tensor_id);
   const int64_t n = u.n_rows * w.cols;
   w.data = memory;
-  w.tail = values_ == DType::BF16T8 ? reinterpret_cast<int8_t*>(memory + (n * value_bytes() + 63) / 64 * 64)
-                                    : nullptr;
+  w.tail = values_ == DType::BF16T8 ? reinterpret_cast<int8_t*>(memory + plane_bytes(n, values_)) : nullptr;
   w.dtype = values_;
   w.first = u.row0 * w.cols;
   w.writable = true;
@@ -40,19 +35,13 @@ void Streamed::keep_support(uint32_t id, const TensorDirection& d, const Kernels
   TrainedTensor& t = trained_[id];
   // Bits of a random mask cost more than the values they leave out.
   if (!t.streamed || (d.mask.kind != MaskKind::small && d.mask.kind != MaskKind::large)) return;
-  const int64_t rows = requests_[id].rows, step = unit_rows(id);
-  std::vector<uint32_t> counts(static_cast<size_t>(rows));
-  std::vector<Unit> units;
-  for (int64_t row0 = 0; row0 < rows; row0 += step) units.push_back({id, row0, std::min(step, rows - row0)});
-  begin_pass(units);
-  for (const Unit& u : units) {
-    acquire(u);
+  std::vector<uint32_t> counts(static_cast<size_t>(requests_[id].rows));
+  for_units(id, [&](const Unit& u, const WeightView&) {
     const WeightView base = held(u)->base;
     pool.run(u.n_rows, [&](int64_t i, int) {
       count_support(d, base, values_, u.row0 + i, 1, kernels, &counts[static_cast<size_t>(u.row0 + i)]);
     });
-    release(u);
-  }
+  });
   t.row_begin.assign(1, 0);
   for (const uint32_t n : counts) t.row_begin.push_back(t.row_begin.back() + n);
   t.direction = d;

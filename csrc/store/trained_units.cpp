@@ -8,14 +8,12 @@
 namespace smezo {
 namespace {
 
-int64_t value_bytes(DType d) { return d == DType::F32 ? 4 : 2; }
-
 // Of rows from row0 on; `packed`: with their values of the support.
 StateJob job_for(const TrainedTensor& t, const HeldUnit& h, int64_t row0, bool packed) {
   StateJob j{h.base, h.state, t.direction.mask};
   if (!packed) return j;
   const int64_t at = t.row_begin[static_cast<size_t>(row0)] - t.row_begin[static_cast<size_t>(h.unit.row0)];
-  j.packed = h.values + at * value_bytes(h.state.dtype);
+  j.packed = h.values + at * plane_element_bytes(h.state.dtype);
   if (h.state.tail) j.packed_tail = reinterpret_cast<int8_t*>(h.tail) + at;
   return j;
 }
@@ -33,7 +31,7 @@ void count_support(const TensorDirection& d, const WeightView& base, DType value
 void materialize_rows(const TrainedTensor& t, const HeldUnit& h, int64_t row0, int64_t n,
                       const Kernels& kernels) {
   const WeightView& s = h.state;
-  const int64_t e0 = row0 * s.cols, at = e0 - s.first, size = value_bytes(s.dtype);
+  const int64_t e0 = row0 * s.cols, at = e0 - s.first, size = plane_element_bytes(s.dtype);
   if (!t.in_generation || t.packed_there) {
     kernels.unpack_state(job_for(t, h, row0, t.in_generation), e0, n * s.cols);
     return;
@@ -46,7 +44,8 @@ void materialize_rows(const TrainedTensor& t, const HeldUnit& h, int64_t row0, i
 StateRows read_state_rows(const TrainedTensor& t, const BaseTensor& base, const WeightView& shape,
                           const std::vector<int32_t>& rows, const RangeFile& base_file,
                           const RangeFile* generation, const Kernels& kernels) {
-  const int64_t cols = shape.cols, size = value_bytes(shape.dtype), room = copy_bytes(cols, shape.dtype);
+  const int64_t cols = shape.cols, size = plane_element_bytes(shape.dtype),
+                room = copy_bytes(cols, shape.dtype);
   const bool dense = t.in_generation && !t.packed_there, has_tail = shape.dtype == DType::BF16T8;
   struct Range {
     const RangeFile* file;
