@@ -292,6 +292,7 @@ def test_error_is_one_line_without_a_traceback(task_dir, tmp_path):
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: [task]")
 
 
+@pytest.mark.slow
 def test_doctor(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cli.main(["doctor", "--dir", str(tmp_path), "--json"]) == 0

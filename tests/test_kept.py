@@ -178,6 +178,7 @@ def started(folder, method, **options):
 
 
 @pytest.mark.parametrize("name", quickly(("nf4",), ["nf4", "nf4-32-double", "int8"]))
+@pytest.mark.slow
 def test_runs_start_from_the_originals(made, name):
     """Weights: the original on the set, bitsandbytes' dequantised elsewhere. Logits: transformers with such weights."""
     torch = pytest.importorskip("torch")

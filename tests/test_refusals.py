@@ -154,6 +154,7 @@ def test_training_data_that_changed(again, capsys):
     assert "train.jsonl or its task or tokenizer has changed" in resumed(run_dir, capsys)
 
 
+@pytest.mark.slow
 def test_evaluation_data_that_changed_gives_no_before(again, capsys):
     run_dir, files = again
     tiny_task.write_jsonl(files / "test.jsonl", tiny_task.rows(90)[50:])
@@ -175,6 +176,7 @@ def test_settings_edited_by_hand(again, capsys):
     assert "--threads 'abc'" in failed(capsys, ["resume", "--run-dir", run_dir, "--threads", "abc"])
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_step_takes_other_settings(task_dir, tmp_path, capsys):  # noqa: F811
     run_dir = tmp_path / "run"
     argv = train_flags(task_dir, run_dir, lr="auto", eps="1e-30", steps=2)
@@ -202,6 +204,7 @@ def test_a_model_is_refused_before_its_data_is_read(task_dir, tmp_path, capsys):
     assert "config.json" in line and "max_position" not in line and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_so(task_dir, tmp_path, capsys):  # noqa: F811
     argv = train_flags(task_dir, tmp_path / "run", lr="1e30", steps=2)
     assert cli.main(["train", *argv, "--json"]) == 0
