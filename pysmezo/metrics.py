@@ -9,6 +9,8 @@ import json
 import math
 import os
 
+from .errors import IoError
+
 NAME = "metrics.jsonl"
 
 
@@ -42,7 +44,7 @@ def read(run_dir) -> list[dict]:
 
 
 class Writer:
-    """Appends lines; a line is flushed to the system at once."""
+    """Appends lines; a line goes to the system at once."""
 
     def __init__(self, run_dir, step: int):
         """step: the run's last committed step; lines of later ones are dropped."""
@@ -51,11 +53,22 @@ class Writer:
         with open(path + ".tmp", "w", encoding="utf-8") as f:
             f.writelines(json.dumps(line) + "\n" for line in kept)
         os.replace(path + ".tmp", path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = open(path, "ab", buffering=0)  # what could not be written is not tried again by close
 
     def write(self, line: dict) -> None:
-        self._file.write(json.dumps(plain(line)) + "\n")
-        self._file.flush()
+        """IoError: the system took none or only part of it; a torn line is left out by `read`."""
+        text = (json.dumps(plain(line)) + "\n").encode()
+        try:
+            n = self._file.write(text)
+        except OSError as e:
+            n, cause = 0, e.strerror
+        else:
+            cause = "the disk is full"
+        if n < len(text):
+            raise IoError(
+                f"[metrics] cannot write {self._file.name}: {cause}, expected room; steps that were committed are in the journal, "
+                "resume goes on with them"
+            )
 
     def close(self) -> None:
         self._file.close()

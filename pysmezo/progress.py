@@ -107,10 +107,12 @@ class WorkProgress:
     def __init__(self, verb: str, unit: str = "B", stream=None, terminal: bool | None = None):
         self._verb, self._unit, self._out = verb, unit, stream or sys.stderr
         self._terminal = self._out.isatty() if terminal is None else terminal
-        self._bar, self._start, self._last = None, time.monotonic(), None
+        self._bar, self._first, self._last = None, None, time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
         if self._terminal:
             from tqdm import tqdm
 
@@ -123,16 +125,19 @@ class WorkProgress:
             self._bar.update(done - self._bar.n)
             if done == total:
                 self._bar.close()
-        elif self._last is None or now - self._last >= PLAIN_INTERVAL_S or (done == total and now - self._start > 1.0):
+        elif now - self._last >= PLAIN_INTERVAL_S or (done == total and now > self._first[0]):
             self._last = now
-            rate = done / max(now - self._start, 1e-9)
+            rate = (done - self._first[1]) / max(now - self._first[0], 1e-9)
             left = clock((total - done) / max(rate, 1e-9))
             print(
-                f"{self._verb} {self._amount(done)} of {self._amount(total)}, {self._amount(rate)}/s, {left} left, "
-                f"peak {mib(peaks()[0])}",
+                f"{self._verb} {self._amount(done)} of {self._amount(total)}{self._unit_name()}, {self._amount(rate)}/s, "
+                f"{left} left, peak {mib(peaks()[0])}",
                 file=self._out,
                 flush=True,
             )
 
     def _amount(self, n: float) -> str:
-        return mib(n) if self._unit == "B" else f"{n:.0f} {self._unit}s"
+        return mib(n) if self._unit == "B" else f"{n:.0f}"
+
+    def _unit_name(self) -> str:
+        return "" if self._unit == "B" else f" {self._unit}s"

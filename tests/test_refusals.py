@@ -234,3 +234,25 @@ def test_inspect_of_models_and_odd_files(task_dir, tmp_path, capsys):  # noqa: F
     ):
         (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
         assert "the header is not what safetensors says" in failed(capsys, ["inspect", tmp_path / "x.safetensors"])
+
+
+def test_a_full_disk_while_measurements_are_written(tmp_path):
+    import subprocess
+    import sys
+
+    from pysmezo import children
+
+    code = (
+        "import resource, signal, sys; from pysmezo import metrics, IoError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "w = metrics.Writer(sys.argv[1], 0)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "try:\n    [w.write({'step': i, 'x': 'y' * 30}) for i in range(9)]\n"
+        "except IoError as e:\n    w.close(); sys.exit(0 if 'metrics.jsonl' in str(e) else 3)\n"
+        "sys.exit(4)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=children.environment())
+    assert run.returncode == 0
+    from pysmezo import metrics
+
+    assert [line["step"] for line in metrics.read(tmp_path)] == [0]  # the second is torn
