@@ -6,7 +6,8 @@ read-only    a streamed step against a resident one, in turns, at a budget of a 
 generations  the same for SparseMeZO with its state streamed: the mean of k steps, one of which writes a generation; k
              is what `plan` chooses by the rates that `pysmezo doctor` kept, or by rates measured then.
 accelerate   our step against two forwards of a transformers model offloaded to disk by accelerate, in turns, at a
-             budget that makes our process no larger than theirs.
+             budget that makes our process no larger than theirs; the page cache is dropped before each forward, and
+             what the disk gave them is told.
 growth       the peak at 8, 16 and 32 layers, with a ring of one size, the batch at once and no unit that stays.
 memory       the peak (VmHWM) of a whole process that takes a few steps within a budget.
 

@@ -212,7 +212,7 @@ def against_accelerate(bench: Bench, row: Row) -> dict:
                 loaded[way] = theirs[way].ask(
                     "load", model=str(model), way=way, offload=str(at / way), threads=bench.threads
                 )
-            first = {way: theirs[way].ask("forwards", input_ids=ids) for way in ways}
+            first = {way: theirs[way].ask("forward", input_ids=ids) for way in ways}
             least = min(f["peak"] for f in first.values())
             budget = least - PROCESS_BYTES
             rounds = []
@@ -224,8 +224,13 @@ def against_accelerate(bench: Bench, row: Row) -> dict:
                 for r in range(bench.pairs):
                     turn = {}
                     for way in ways:
-                        drop_cache(model, at / way)
-                        turn[way] = theirs[way].ask("forwards", input_ids=ids)
+                        # Before each: a page cache that keeps a model is memory.
+                        two = []
+                        for _ in range(2):
+                            drop_cache(model, at / way)
+                            two.append(theirs[way].ask("forward", input_ids=ids))
+                        both = {key: two[0][key] + two[1][key] for key in ("seconds", "read")}
+                        turn[way] = both | {"peak": two[1]["peak"]}
                     drop_cache(model)
                     turn["ours"] = ours.step()
                     rounds.append(turn)
@@ -238,6 +243,7 @@ def against_accelerate(bench: Bench, row: Row) -> dict:
     for way in ways:
         out[f"{way}_s"] = statistics.median(t[way]["seconds"] for t in rounds)
         out[f"{way}_mib"] = rounds[-1][way]["peak"] / MIB
+        out[f"{way}_read_mib"] = statistics.median(t[way]["read"] for t in rounds) / MIB
         out[f"{way}_loading_mib"] = loaded[way]["loading"] / MIB
     faster = [min(t[way]["seconds"] for way in ways) for t in rounds]
     versions = loaded[ways[0]]
