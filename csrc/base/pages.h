@@ -7,7 +7,7 @@
 
 namespace smezo {
 
-constexpr int64_t kPageBytes = 4096;
+constexpr int64_t kPageBytes = 4096, kHugePageBytes = 2 << 20;
 inline int64_t whole_pages(int64_t n_bytes) { return (n_bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
 
 struct PagesDelete {
@@ -17,6 +17,8 @@ struct PagesDelete {
 using Pages = std::unique_ptr<void, PagesDelete>;
 
 // Aligned to kPageBytes and zero; none of it resident before it is touched. nullptr: the system refused.
-Pages allocate_pages(int64_t n_bytes);
+// huge: in pages of 2 MiB where the system has them, for what is read into past the page cache, which pins
+// its target page by page; what is touched in part only would take more than was touched.
+Pages allocate_pages(int64_t n_bytes, bool huge = false);
 
 }  // namespace smezo

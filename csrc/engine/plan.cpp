@@ -7,6 +7,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/pages.h"
 #include "direction/threshold.h"
 #include "engine/generation_interval.h"
 #include "kernels/overlay.h"
@@ -248,7 +249,11 @@ Planner::Streaming Planner::streaming(const Batch& batch, const MicroBatches& mi
   for (uint32_t id = 0; id < opening_.requests.size(); ++id) {
     if (has_index_set(id)) through = std::max(through, room_of(units_of({id}, cut)));
   }
-  out.ring = std::min(ring, through) + std::min(ring, states);
+  // A ring that is not filled is touched by huge pages.
+  const auto touched = [&](int64_t n) {
+    return std::min(ring, (n + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes);
+  };
+  out.ring = touched(through) + touched(states);
   out.kept = options_.device_bytes > 0 ? 0 : kept;  // in host memory
   return out;
 }

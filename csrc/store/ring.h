@@ -17,7 +17,7 @@ class Ring {
 
   explicit Ring(int64_t n_bytes) : size_((n_bytes + kAlign - 1) / kAlign * kAlign) {
     if (size_ == 0) return;
-    own_ = allocate_pages(size_);
+    own_ = allocate_pages(size_, true);
     memory_ = static_cast<uint8_t*>(own_.get());
     check<BudgetError>(memory_ != nullptr, "store",
                        "no memory for a ring of " + std::to_string(size_) + " bytes");
