@@ -159,6 +159,11 @@ RUN_OPTIONS = (
     Option("run_dir", path, None, "run folder (default: runs/ and the command's name, numbered)"),
 )
 BY_NAME = {o.name: o for o in RUN_OPTIONS}
+# Those that Runtime.from_pretrained and planning.planner take by the same names.
+OPENING = (
+    "memory_budget", "seed", "dtype", "device", "threads", "operand", "reduction", "sync_every", "delta", "values",
+    "cached_reads",
+)  # fmt: skip
 TYPES = {"float": number, "int": integer, "bool": boolean, "str": str}
 
 
@@ -241,6 +246,11 @@ def settings(given: dict, defaults: dict | None = None) -> tuple[dict, object]:
             convert = path if own[name].metadata.get("path") else TYPES[own[name].type.split(" ")[0]]
             chosen[name] = converted(convert, value, "--" + name.replace("_", "-"))
     return out, cls(**chosen)
+
+
+def opening(settings: dict) -> dict:
+    """What of the settings a model is opened and planned with."""
+    return {name: settings[name] for name in OPENING}
 
 
 def require(values: dict, *names: str) -> None:

@@ -72,22 +72,10 @@ def check_same(run_dir, found: dict, settings: dict, method: dict) -> None:
 def open_runtime(settings: dict, method, run_dir):
     from .runtime import Runtime
 
-    names = (
-        "lr",
-        "eps",
-        "memory_budget",
-        "seed",
-        "dtype",
-        "device",
-        "threads",
-        "operand",
-        "reduction",
-        "sync_every",
-        "delta",
-        "values",
-        "cached_reads",
+    choices = {name: settings[name] for name in ("lr", "eps")}
+    return Runtime.from_pretrained(
+        settings["model"], method=method, run_dir=run_dir, **choices, **options.opening(settings)
     )
-    return Runtime.from_pretrained(settings["model"], method=method, run_dir=run_dir, **{n: settings[n] for n in names})
 
 
 def base_bytes(model_dir) -> int:
@@ -122,10 +110,12 @@ class Session:
         os.makedirs(self.run_dir, exist_ok=True)
         try:
             content = self._record()
-            planner = self._planner()  # what the model is refused for, before its data is tokenized
+            s = self.settings
+            # What the model is refused for, before its data is tokenized.
+            planner = planning.planner(s["model"], self.method, **options.opening(s))
             self._tokenize(content)
-            if self.settings["memory_budget"] is not None:
-                planning.check_budget(planner, self.sets, self.settings["batch"], self.method.queries)
+            if s["memory_budget"] is not None:
+                planning.check_budget(planner, self.sets, s["batch"], self.method.queries)
         except Exception:
             # A refused command leaves no empty folder behind.
             if made:
@@ -179,11 +169,6 @@ class Session:
         if any(earlier.get(name) != keys.get(name) for name in ("eval", "dev")):
             content.pop("before", None)  # it is of other data
         content["data"] = keys
-
-    def _planner(self):
-        s = self.settings
-        names = ("memory_budget", "seed", "threads", "operand", "values", "device", "cached_reads")
-        return planning.planner(s["model"], self.method, s["dtype"], **{n: s[n] for n in names})
 
     def _evaluate(self, run) -> dict | None:
         from .trainer import evaluate

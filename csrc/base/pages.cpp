@@ -14,27 +14,34 @@ namespace smezo {
 
 #if SMEZO_HAVE_MMAP
 
-Pages allocate_pages(int64_t n_bytes, [[maybe_unused]] bool huge) {
+namespace {
+
+#if defined(MADV_HUGEPAGE)
+constexpr bool kHaveHuge = true;
+constexpr int kHugeAdvice = MADV_HUGEPAGE;
+#else
+constexpr bool kHaveHuge = false;
+constexpr int kHugeAdvice = 0;
+#endif
+
+}  // namespace
+
+Pages allocate_pages(int64_t n_bytes, bool huge) {
   const int64_t n = whole_pages(std::max<int64_t>(n_bytes, 1));
   // Huge pages begin at multiples of their size: what is mapped too much goes back at once.
-#if defined(MADV_HUGEPAGE)
-  const int64_t more = huge ? kHugePageBytes : 0;
-#else
-  const int64_t more = 0;
-#endif
+  const int64_t more = kHaveHuge && huge ? kHugePageBytes : 0;
   void* p = mmap(nullptr, static_cast<size_t>(n + more), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                  -1, 0);
-#if defined(MADV_HUGEPAGE)
-  if (p != MAP_FAILED && huge) {
+  if (p == MAP_FAILED) return Pages(nullptr, PagesDelete{n});
+  if (more > 0) {
     char* const begin = static_cast<char*>(p);
     const int64_t before = (kHugePageBytes - reinterpret_cast<intptr_t>(p) % kHugePageBytes) % kHugePageBytes;
     if (before > 0) munmap(begin, static_cast<size_t>(before));
     munmap(begin + before + n, static_cast<size_t>(more - before));
     p = begin + before;
-    madvise(p, static_cast<size_t>(n), MADV_HUGEPAGE);
+    madvise(p, static_cast<size_t>(n), kHugeAdvice);
   }
-#endif
-  return Pages(p == MAP_FAILED ? nullptr : p, PagesDelete{n});
+  return Pages(p, PagesDelete{n});
 }
 
 void PagesDelete::operator()(void* p) const { munmap(p, static_cast<size_t>(n_bytes)); }

@@ -54,9 +54,8 @@ def run(arguments):
     s, method = options.settings({**config, **vars(arguments)}, {"steps": DEFAULT_STEPS})
     options.require(s, "model")
     length = planning.length_of(arguments.length, s)
-    keys = ("dtype", "memory_budget", "seed", "threads", "operand", "values")
     opened = {
-        **{k: s[k] for k in keys},
+        **options.opening(s),
         "generation_every": arguments.generation_every,
         "stream_trained": arguments.stream_trained,
     }

@@ -44,18 +44,7 @@ def run(arguments, verb: str):
     s, method = options.settings({**(options.read_config(config) if config else {}), **given})
     options.require(s, "model")
     length = planning.length_of(length, s)
-    p = planning.planner(
-        s["model"],
-        method,
-        s["dtype"],
-        memory_budget=s["memory_budget"],
-        seed=s["seed"],
-        threads=s["threads"],
-        operand=s["operand"],
-        values=s["values"],
-        cached_reads=s["cached_reads"],
-        device=s["device"],
-    )
+    p = planning.planner(s["model"], method, **options.opening(s))
     words = label_options(s["model"], s["task"]) if s["task"] else None
     found = planning.plan(p, s["batch"], length, method.queries, words, planning.kept_rates(s["model"]))
     # An opened process holds the interpreter, numpy and what this one has now.
