@@ -142,6 +142,26 @@ def described_by_delta(path) -> dict:
     return out | {f.name: found[f.name] for f in fields(cls) if f.name in found}
 
 
+def described_by_journal(path, index=None) -> tuple[_Method, dict]:
+    """(the method, the other options) of the run that a journal's header describes, as opening it again takes them.
+
+    index: the index file, of which a journal knows the hash. ArgumentError: it has one and none is given. FormatError: no journal."""
+    header = json.loads(_core.read_journal(str(path), False)["header_json"])
+    found = dict(header["method"])
+    index_hash = found.pop("index_hash", "")
+    if index_hash and index is None:
+        raise ArgumentError(
+            f"[journal] {path} is of a run with an index file of hash {index_hash}, expected that file too (--index)"
+        )
+    if index_hash:
+        found.pop("fraction")
+        found["index"] = str(index)
+    cls = METHODS[found["kind"]]
+    method = from_dict({"kind": cls.name} | {f.name: found[f.name] for f in fields(cls) if f.name in found})
+    options = {key: header[key] for key in ("values", "operand", "reduction")}
+    return method, {**options, "dtype": header["compute"], "seed": int(header["seed"])}
+
+
 def from_dict(d: dict) -> _Method:
     """The method that `to_dict` wrote. ArgumentError: unknown kind (lists the known ones) or unknown field."""
     d = dict(d)

@@ -36,6 +36,8 @@ def engine_arguments(
     ring_bytes=0,
     cached_reads=False,
     device="cpu",
+    journal=None,
+    replay_to=None,
 ) -> dict:
     """The keyword arguments that `_core.Engine` and `_core.Planner` take. dtype nf4 and int8 say how the base is stored; inputs of products
     are rounded as with auto then."""
@@ -66,6 +68,8 @@ def engine_arguments(
         "ring_bytes": ring_bytes,
         "cached_reads": cached_reads,
         "device_bytes": device_bytes(device, memory_budget),
+        "journal": "" if journal is None else str(journal),
+        "replay_to": replay_to,
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import _core, autotune, memory, packing, planning
 from .errors import ArgumentError
-from .methods import SparseMeZO, _Method, described_by_delta, from_dict
+from .methods import SparseMeZO, _Method, described_by_delta, described_by_journal, from_dict
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,40 @@ class Runtime:
         return cls(
             engine, method, lr, eps, seed, task, Path(model), None if run_dir is None else Path(run_dir), rss_at_open
         )
+
+    @classmethod
+    def from_journal(
+        cls,
+        model,
+        journal,
+        to: int | None = None,
+        *,
+        index=None,
+        delta=None,
+        memory_budget=None,
+        threads: int | None = None,
+        task=None,
+    ) -> Runtime:
+        """The model of a run as it was after step `to` (None: after its last), rebuilt from the base and its journal.
+
+        To evaluate, generate from, save as a delta or merge; the journal is only read, and train_step is refused: `pysmezo fork` makes a run that
+        goes on from there. index: the index file the run was made with, where it had one. delta: the delta it began with. memory_budget, threads,
+        task: as in from_pretrained. Raises ArgumentError (no such step, another model, index or delta than the run's), FormatError, BudgetError, IoError.
+        """
+        if to is not None and not (isinstance(to, int) and 0 <= to < _core.ALL_RECORDS):
+            raise ArgumentError(f"[replay] step {to!r}, expected a step of the journal, or 0 for the base")
+        method, options = described_by_journal(journal, index)
+        if _is_path(task):
+            from .tasks import Task
+
+            task = Task.from_yaml(task)
+        rss_at_open = memory.rss_bytes()
+        memory.reset_peak()
+        arguments = planning.engine_arguments(
+            model, method, memory_budget=memory_budget, threads=threads, delta=delta, journal=journal, replay_to=to, **options
+        )  # fmt: skip
+        engine = _core.Engine(**arguments)
+        return cls(engine, method, engine.lr, engine.eps, options["seed"], task, Path(model), None, rss_at_open)
 
     def __enter__(self) -> Runtime:
         return self
@@ -406,6 +440,24 @@ class Runtime:
         self._check_open()
         self._engine.save_delta(str(path))
         return Path(path).stat().st_size
+
+    def merge(self, folder, dtype: str = "bf16", progress=None) -> int:
+        """Writes the whole model as a new Hugging Face folder that any tool reads, every weight in `dtype`, bf16 (rounded to nearest) or fp32,
+        piece by piece in bounded memory; returns the bytes of its tensors. progress(bytes done, bytes in all). The folder appears whole or not at all.
+        ArgumentError: it is there already, or another dtype."""
+        self._check_open()
+        if dtype not in ("bf16", "fp32"):
+            raise ArgumentError(
+                f"[merge] dtype {dtype!r}, expected bf16 or fp32: nothing is rounded back into 4 or 8 bits"
+            )
+        return self._engine.merge(os.path.expanduser(str(folder)), dtype, progress=progress)
+
+    def export_peft(self, folder) -> dict:
+        """Writes what training changed as a new folder with a SHiRA adapter, which PEFT loads over the same base: sparse differences to the
+        weights of linear layers, 12 bytes each. Returns r, n_values (that differ), bytes_out, modules. ArgumentError: what changed is no such
+        weight, or more than PEFT's one rank for all layers leaves room for; `merge` writes such a model."""
+        self._check_open()
+        return self._engine.export_shira(os.path.expanduser(str(folder)))
 
 
 @dataclass(frozen=True)

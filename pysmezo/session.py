@@ -15,6 +15,7 @@ from .errors import ArgumentError, FormatError
 from .methods import from_dict
 
 RUN_FILE = "run.json"
+JOURNAL_FILE = "journal.smz"
 DELTA_FILE = "trained.delta.safetensors"
 # Settings that may differ when a run goes on: they change no bit of it (a delta may have moved; the engine refuses
 # another one).
@@ -134,7 +135,7 @@ class Session:
 
     def _record(self) -> dict:
         content = {"verb": self.verb, "settings": self.settings, "method": self.method.to_dict()}
-        has_journal = os.path.exists(os.path.join(self.run_dir, "journal.smz"))
+        has_journal = os.path.exists(os.path.join(self.run_dir, JOURNAL_FILE))
         if os.path.exists(os.path.join(self.run_dir, RUN_FILE)):
             found = read_run(self.run_dir)
             if not has_journal and (done := metrics.read(self.run_dir)):

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "bindings/init.h"
+#include "bindings/progress.h"
 #include "engine/plan.h"
 #include "engine/rates.h"
 #include "io/journal.h"
@@ -102,7 +103,8 @@ void def_open(py::class_<T>& c, const Open& open) {
                         const std::string& operand, const std::string& reduction, uint64_t seed, int threads,
                         int sync_every, const std::string& delta, double fraction, const std::string& index,
                         int64_t memory_budget, int generation_every, bool stream_trained, int n_readers,
-                        int64_t ring_bytes, bool cached_reads, int64_t device_bytes) {
+                        int64_t ring_bytes, bool cached_reads, int64_t device_bytes,
+                        const std::string& journal, std::optional<uint32_t> replay_to) {
           EngineOptions o;
           o.model_dir = model_dir;
           o.run_dir = run_dir;
@@ -123,6 +125,8 @@ void def_open(py::class_<T>& c, const Open& open) {
           o.ring_bytes = ring_bytes;
           o.cached_reads = cached_reads;
           o.device_bytes = device_bytes;
+          o.journal = journal;
+          o.replay_to = replay_to.value_or(kAllRecords);
           py::gil_scoped_release release;
           return open(o);
         }),
@@ -131,7 +135,8 @@ void def_open(py::class_<T>& c, const Open& open) {
         py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"), py::arg("threads"),
         py::arg("sync_every"), py::arg("delta"), py::arg("fraction"), py::arg("index"),
         py::arg("memory_budget"), py::arg("generation_every"), py::arg("stream_trained"),
-        py::arg("n_readers"), py::arg("ring_bytes"), py::arg("cached_reads"), py::arg("device_bytes"));
+        py::arg("n_readers"), py::arg("ring_bytes"), py::arg("cached_reads"), py::arg("device_bytes"),
+        py::arg("journal") = "", py::arg("replay_to") = py::none());
 }
 
 py::dict plan_dict(const Planner& planner, const Batch& batch, int64_t n_branches, bool want_logits,
@@ -162,6 +167,7 @@ py::dict plan_dict(const Planner& planner, const Batch& batch, int64_t n_branche
 
 void init_engine(py::module_& m) {
   m.attr("RECORD_HEAD_BYTES") = kRecordHeadBytes;
+  m.attr("ALL_RECORDS") = kAllRecords;
   m.def(
       "doctor_rates",
       [](int threads, double seconds) {
@@ -297,6 +303,31 @@ void init_engine(py::module_& m) {
       .def("sync", &Engine::sync, py::call_guard<py::gil_scoped_release>())
       .def("flush", &Engine::flush, py::call_guard<py::gil_scoped_release>())
       .def("save_delta", &Engine::save_delta, py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "merge",
+          [](Engine& e, const std::string& folder, const std::string& dtype, int64_t shard_bytes,
+             const PyProgress& progress) {
+            py::gil_scoped_release release;
+            return e.merge(folder, values_from_name(dtype), shard_bytes, with_gil(progress));
+          },
+          py::arg("folder"), py::arg("dtype"), py::arg("shard_bytes") = kShardBytes,
+          py::arg("progress") = py::none(), "dtype: 'fp32' | 'bf16'. Returns the bytes of all tensors.")
+      .def(
+          "export_shira",
+          [](Engine& e, const std::string& folder) {
+            AdapterInfo info;
+            {
+              py::gil_scoped_release release;
+              info = e.export_shira(folder);
+            }
+            py::dict d;
+            d["r"] = info.r;
+            d["n_values"] = info.n_values;
+            d["bytes_out"] = info.n_bytes;
+            d["modules"] = info.modules;
+            return d;
+          },
+          py::arg("folder"))
       .def("save_generation", &Engine::save_generation, py::call_guard<py::gil_scoped_release>())
       .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>())
       .def("surviving_perturbation", &Engine::surviving_perturbation, py::arg("eps"), py::arg("noise_step"),

@@ -80,6 +80,8 @@ py::dict read_kept_dict(const std::string& path) {
 void init_journal(py::module_& m) {
   m.def("read_journal", &read_journal_dict, py::arg("path"), py::arg("with_records") = true,
         "A journal's header, state and records. FormatError when it is damaged.");
+  m.def("fork_journal", &fork_journal, py::arg("source"), py::arg("out"), py::arg("step"),
+        "A new journal with the records up to `step`. Returns how many.");
   m.def("read_state", &read_state_dict, py::arg("path"), py::arg("kind"), py::arg("verify") = true,
         "Header and tensor list of a delta or generation file (kind: 'delta' | 'generation').");
   m.def("read_kept", &read_kept_dict, py::arg("path"),

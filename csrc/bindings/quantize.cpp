@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "bindings/init.h"
+#include "bindings/progress.h"
 #include "engine/opening.h"
 #include "format/codec.h"
 #include "format/dynamic8.h"
@@ -21,7 +22,6 @@ namespace {
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
-using PyProgress = std::optional<std::function<void(int64_t, int64_t)>>;
 
 QuantFormat format_named(const std::string& dtype, int64_t block, bool double_quant) {
   check<ArgumentError>(dtype == "nf4" || dtype == "int8", "quantize",
@@ -31,15 +31,6 @@ QuantFormat format_named(const std::string& dtype, int64_t block, bool double_qu
   const QuantFormat format{dtype == "nf4" ? DType::NF4 : DType::I8, block, double_quant};
   check_quant_format(format);
   return format;
-}
-
-// Takes the GIL for the call, and sees an interrupt even when the callable has nothing to say.
-QuantizeProgress with_gil(const PyProgress& progress) {
-  return [&progress](int64_t done, int64_t total) {
-    py::gil_scoped_acquire acquire;
-    if (progress) (*progress)(done, total);
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  };
 }
 
 py::dict quantize_dict(const std::string& from, const std::string& to, const std::string& dtype,

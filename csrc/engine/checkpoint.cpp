@@ -74,7 +74,7 @@ static StateHeader state_header(const Engine::Impl& m) {
   h.method_json = to_json(m.header);
   h.base_fingerprint = m.header.base_fingerprint;
   h.watermark = m.n_committed;
-  h.journal_tail = m.journal ? m.journal->tail_checksum() : 0;
+  h.journal_tail = m.journal ? m.journal->tail_checksum() : m.replayed_chain;
   return h;
 }
 

@@ -1,6 +1,7 @@
 // Open, probe, commit. What is saved lives in checkpoint.cpp.
 #include "engine/engine.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -60,7 +61,9 @@ Engine::Impl::Impl(const EngineOptions& o)
     journal_path = o.run_dir + "/journal.smz";
     if (folder_exists(generations())) remove_temporaries(generations());
   }
-  if (!journal_path.empty() && file_exists(journal_path)) {
+  check<ArgumentError>(!replays() || o.run_dir.empty(), "journal",
+                       "a run folder too, expected one of them: a run folder has its own");
+  if (replays() || (!journal_path.empty() && file_exists(journal_path))) {
     resume(trained);
   } else {
     check<ArgumentError>(journal_path.empty() || list_generations(generations()).empty(), "run folder",
@@ -90,38 +93,52 @@ void Engine::Impl::tell_originals() {
 }
 
 void Engine::Impl::resume(const std::vector<bool>& trained) {
-  const std::vector<uint32_t> newest_first = list_generations(generations());
+  const std::string& path = replays() ? options.journal : journal_path;
+  const std::vector<uint32_t> newest_first =
+      replays() ? std::vector<uint32_t>{} : list_generations(generations());
   const uint32_t watermark = newest_first.empty() ? 0 : newest_first.front();
   uint32_t chain = 0;
   std::vector<Record> records;  // after the watermark
-  journal = std::make_unique<Journal>(Journal::open(journal_path, [&](const Record& r, uint32_t at) {
+  const auto on_record = [&](const Record& r, uint32_t at) {
     check<FormatError>(r.kind == RecordKind::step || r.kind == RecordKind::skipped, "journal",
-                       journal_path + ": a record of kind " + std::to_string(static_cast<int>(r.kind)) +
+                       path + ": a record of kind " + std::to_string(static_cast<int>(r.kind)) +
                            ", expected a step; written by a newer release?");
+    if (r.step > options.replay_to) return;
     n_committed = r.step;
+    replayed_chain = at;
     if (r.step == watermark) chain = at;
     if (r.step > watermark && r.kind == RecordKind::step) records.push_back(r);
-  }));
-  const RunHeader found = run_header_from_json(journal->header_json());
+  };
+  JournalState state;
+  if (replays()) {
+    state = read_journal(path, on_record);
+    check<ArgumentError>(options.replay_to == kAllRecords || options.replay_to == n_committed, "replay",
+                         "step " + std::to_string(options.replay_to) + ", expected one of the " +
+                             std::to_string(n_committed) + " that " + path + " holds");
+  } else {
+    journal = std::make_unique<Journal>(Journal::open(path, on_record));
+    state = journal->state();
+  }
+  const RunHeader found = run_header_from_json(state.header_json);
   std::optional<StateReader> delta;
   if (!options.delta.empty()) {
     delta = open_delta(options.delta, header.base_fingerprint);
     header.delta_hash = delta->identity();
   }
   const std::string differs = difference(header, found);
-  check<ArgumentError>(differs.empty(), "run folder",
-                       options.run_dir + " holds another run: " + differs +
-                           "; continue with the same settings or name a new run folder");
+  check<ArgumentError>(
+      differs.empty(), "run folder",
+      path + " is of another run: " + differs + "; continue with the same settings or name a new run folder");
   check<FormatError>(found.masks.size() == parameters.size(), "run folder",
-                     options.run_dir + "/journal.smz has " + std::to_string(found.masks.size()) +
-                         " masks, expected " + std::to_string(parameters.size()) + ", one a tensor");
-  if (found.instruction_set != header.instruction_set) {
+                     path + " has " + std::to_string(found.masks.size()) + " masks, expected " +
+                         std::to_string(parameters.size()) + ", one a tensor");
+  if (found.instruction_set != header.instruction_set && !replays()) {
     notes.push_back("this run was made on " + found.instruction_set + " and continues on " +
                     header.instruction_set +
                     ": committed steps replay bit for bit, new ones may differ in the last bits");
   }
-  if (journal->dropped_bytes() > 0) {
-    notes.push_back("dropped " + std::to_string(journal->dropped_bytes()) +
+  if (state.dropped_bytes > 0) {
+    notes.push_back("dropped " + std::to_string(state.dropped_bytes) +
                     " bytes of an unfinished record at the end of the journal");
   }
   header = found;
@@ -260,6 +277,9 @@ ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branche
 bool Engine::commit(const StepDecision& d) {
   Impl& m = *impl_;
   check<ArgumentError>(m.is_started, "commit", "the run has not started, expected start(lr, eps) first");
+  check<ArgumentError>(
+      !m.replays(), "commit",
+      "a journal that is replayed, expected a run of its own: fork the run to go on from here");
   check<ArgumentError>(m.journal || m.journal_path.empty(), "commit",
                        "the run is closed, expected an open one: the record would be lost");
   check<ArgumentError>(d.scalars.size() == static_cast<size_t>(m.header.method.queries), "commit",
@@ -342,13 +362,10 @@ std::vector<float> Engine::weights(uint32_t tensor_id) {
   check<ArgumentError>(tensor_id < impl_->parameters.size(), "weights",
                        "tensor id " + std::to_string(tensor_id) + ", expected less than " +
                            std::to_string(impl_->parameters.size()));
-  flush();
-  Impl& m = *impl_;
-  if (!m.selection.tensors[tensor_id].trained || m.store->overlay(tensor_id))
-    return m.store->values(tensor_id, m.kernels, m.pool);
-  std::vector<float> out(static_cast<size_t>(m.store->shape(tensor_id).n()));
-  m.pending->for_state(tensor_id, [&](const WeightView& w, int64_t row0, int64_t n) {
-    m.kernels.decode(w, row0 * w.cols, n * w.cols, out.data() + row0 * w.cols);
+  const WeightView shape = impl_->store->shape(tensor_id);
+  std::vector<float> out(static_cast<size_t>(shape.n()));
+  impl_->for_values(tensor_id, [&](const float* values, int64_t row0, int64_t n) {
+    std::copy_n(values, n * shape.cols, out.data() + row0 * shape.cols);
   });
   return out;
 }

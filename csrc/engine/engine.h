@@ -34,9 +34,12 @@
 #include "engine/loss.h"
 #include "engine/run_header.h"
 #include "io/journal.h"
+#include "store/new_checkpoint.h"
 #include "store/store.h"
 
 namespace smezo {
+
+constexpr uint32_t kAllRecords = UINT32_MAX;
 
 struct EngineOptions {
   std::string model_dir;
@@ -61,6 +64,10 @@ struct EngineOptions {
   int64_t ring_bytes = 0;       // 0: chosen
   int64_t device_bytes = 0;  // of a stand-in for a device, where matrices that do not train are used; 0: none
   bool cached_reads = false;  // weights are read through the page cache
+  // A journal to be the model of instead of a run folder's, read only: with its records up to a step. Nothing
+  // can be committed then.
+  std::string journal;
+  uint32_t replay_to = kAllRecords;
 };
 
 // What a probe found out. Branch order is the caller's.
@@ -69,6 +76,14 @@ struct ProbeResult {
   std::vector<BranchLoss> losses;          // [n_branches]
   std::vector<std::vector<float>> values;  // see ForwardResult
   std::vector<std::pair<std::string, double>> parts;
+};
+
+// What a PEFT adapter holds.
+struct AdapterInfo {
+  int64_t r = 0;         // PEFT's rank: every module has r * (in + out) values
+  int64_t n_values = 0;  // that differ from the base
+  int64_t n_bytes = 0;   // of all tensors
+  std::vector<std::string> modules;
 };
 
 // What the caller decided after a probe. A non-finite loss or scalar makes it a skipped step (I11).
@@ -104,6 +119,13 @@ class Engine {
   void flush();  // every weight at the journal's tail
   void save_delta(const std::string& path);
   void save_generation();
+  // The model at the journal's tail as a new Hugging Face folder, every parameter in `dtype` (F32 or BF16);
+  // in the memory of a strip. Returns the bytes of all tensors. ArgumentError: the folder is there, the dtype
+  // another.
+  int64_t merge(const std::string& folder, DType dtype, int64_t shard_bytes, const OnProgress& progress = {});
+  // What training changed as a new folder with a SHiRA adapter (PEFT): differences to the base, in the memory
+  // of one tensor's. ArgumentError: something that SHiRA cannot hold has changed.
+  AdapterInfo export_shira(const std::string& folder);
   void close();
 
   const ModelConfig& model_config() const;

@@ -42,6 +42,11 @@ struct Engine::Impl {
   // The journal's chain at the watermark. FormatError: the generation is not this journal's.
   void load_generation(uint32_t watermark, uint32_t chain);
   std::string generations() const { return options.run_dir + "/generations"; }
+  bool replays() const { return !options.journal.empty(); }
+  // merge.cpp: all of a tensor at the journal's tail, in pieces of rows in order. As views: what trains in
+  // its own values, the rest as the base stores it, an overlay left out. As fp32: with it.
+  void for_rows(uint32_t id, const Store::OnRows& body);
+  void for_values(uint32_t id, const std::function<void(const float* values, int64_t row0, int64_t n)>& body);
 
   // Seconds that applying one record to everything that trains takes on this machine: decides when a
   // generation is due.
@@ -63,6 +68,7 @@ struct Engine::Impl {
   std::vector<std::string> notes;
   uint32_t n_committed = 0;
   uint32_t newest_generation = 0;  // its watermark
+  uint32_t replayed_chain = 0;     // of the last record, where no journal is open for writing
   double seconds_per_record = 0;
   int n_unsynced = 0;
   bool is_started = false;

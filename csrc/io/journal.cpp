@@ -195,6 +195,24 @@ JournalState read_journal(const std::string& path, const OnRecord& on_record) {
   return scan(File::open(path, Open::read), on_record);
 }
 
+int64_t fork_journal(const std::string& from, const std::string& to, uint32_t step) {
+  if (file_exists(to)) fail<IoError>("journal", "'" + to + "' exists, expected none; choose another folder");
+  int64_t after = 0, n_records = 0;
+  uint32_t last = 0;
+  const JournalState state = read_journal(from, [&](const Record& r, uint32_t) {
+    if (r.step > step) after += record_bytes + 4 * static_cast<int64_t>(r.scalars.size());
+    n_records += r.step <= step;
+    last = r.step;
+  });
+  check<ArgumentError>(step >= 1 && step <= last, "fork",
+                       "step " + std::to_string(step) + ", expected 1 to " + std::to_string(last) +
+                           ", those of '" + from + "'");
+  std::vector<uint8_t> bytes(static_cast<size_t>(state.n_bytes - after));
+  File::open(from, Open::read).read(bytes.data(), static_cast<int64_t>(bytes.size()), 0);
+  write_atomically(to, [&](File& f) { f.write(bytes.data(), static_cast<int64_t>(bytes.size()), 0); });
+  return n_records;
+}
+
 Journal::Journal(File file, JournalState state)
     : file_(std::move(file)),
       state_(std::move(state)),

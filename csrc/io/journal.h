@@ -89,6 +89,10 @@ using OnRecord = std::function<void(const Record& record, uint32_t chain)>;
 // Reads, never writes. FormatError: not a journal, another version, damage. IoError.
 JournalState read_journal(const std::string& path, const OnRecord& on_record = {});
 
+// Writes a new journal that ends with the record of `step`: the same run up to there, which may then go
+// another way. IoError if the file exists; ArgumentError: no such step. Returns its records.
+int64_t fork_journal(const std::string& from, const std::string& to, uint32_t step);
+
 class Journal {
  public:
   // IoError if the file exists. On return the empty journal and its name are on the device. salt 0: drawn
@@ -106,6 +110,7 @@ class Journal {
   void sync();  // does nothing when all is synced
 
   const std::string& path() const { return file_.path(); }
+  const JournalState& state() const { return state_; }
   const std::string& header_json() const { return state_.header_json; }
   uint64_t salt() const { return state_.salt; }
   int64_t n_records() const { return state_.n_records; }

@@ -2,7 +2,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <string_view>
 
 #include "base/error.h"
 #include "io/file.h"
@@ -10,6 +12,8 @@
 
 namespace smezo {
 namespace {
+
+constexpr int64_t kCopyBytes = 1 << 20;
 
 bool exists(const std::string& path) { return file_exists(path) || folder_exists(path); }
 
@@ -31,6 +35,18 @@ std::string shard_name(size_t shard, size_t n_shards) {
   char text[64];
   std::snprintf(text, sizeof text, "model-%05zu-of-%05zu.safetensors", shard + 1, n_shards);
   return text;
+}
+
+bool ends_with(std::string_view text, std::string_view end) {
+  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+}
+
+// Weights in any format, whatever the folder keeps them for: the new folder has its own.
+bool is_weight_file(const std::string& name) {
+  for (const char* end : {".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5",
+                          ".msgpack", ".onnx", ".onnx_data"})
+    if (ends_with(name, end)) return true;
+  return false;
 }
 
 }  // namespace
@@ -58,6 +74,23 @@ void NewFolder::finish() {
   finished_ = true;
   check<IoError>(fs.sync_folder(parent_folder(path_)) >= 0, "output",
                  "cannot sync the folder of '" + path_ + "': it is there but may be lost in a power cut");
+}
+
+void copy_other_files(const std::string& from, const std::string& to) {
+  for (const std::string& name : list_folder(from)) {
+    if (name == "config.json" || name[0] == '.' || is_weight_file(name) || !file_exists(join(from, name)))
+      continue;
+    const File source = File::open(join(from, name), Open::read);
+    write_atomically(join(to, name), [&](File& f) {
+      std::vector<uint8_t> piece(static_cast<size_t>(kCopyBytes));
+      const int64_t size = source.size();
+      for (int64_t at = 0; at < size; at += kCopyBytes) {
+        const int64_t n = std::min(kCopyBytes, size - at);
+        source.read(piece.data(), n, at);
+        f.write(piece.data(), n, at);
+      }
+    });
+  }
 }
 
 int64_t spec_bytes(const TensorSpec& spec) {

@@ -9,6 +9,8 @@
 
 namespace smezo {
 
+using OnProgress = std::function<void(int64_t done_bytes, int64_t all_bytes)>;
+
 // A folder under construction beside its final name; finish() renames it. Without finish() it is removed,
 // with the files in it.
 class NewFolder {
@@ -24,6 +26,9 @@ class NewFolder {
   std::string path_, temporary_;
   bool finished_ = false;
 };
+
+// Of a model folder all files but config.json and weights in any format: the new folder has its own.
+void copy_other_files(const std::string& from, const std::string& to);
 
 // Tensors that stay together in one shard: a weight and its scales.
 using TensorGroup = std::vector<TensorSpec>;

@@ -23,35 +23,6 @@ namespace {
 constexpr int64_t kPieceElements = 1 << 18;
 constexpr int64_t kCopyBytes = 1 << 20;
 
-bool ends_with(std::string_view text, std::string_view end) {
-  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
-
-// Weights in any format, whatever the folder keeps them for: the new folder has its own.
-bool is_weight_file(const std::string& name) {
-  for (const char* end : {".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5",
-                          ".msgpack", ".onnx", ".onnx_data"})
-    if (ends_with(name, end)) return true;
-  return false;
-}
-
-void copy_other_files(const std::string& from, const std::string& to) {
-  for (const std::string& name : list_folder(from)) {
-    if (name == "config.json" || name[0] == '.' || is_weight_file(name) || !file_exists(join(from, name)))
-      continue;
-    const File source = File::open(join(from, name), Open::read);
-    write_atomically(join(to, name), [&](File& f) {
-      std::vector<uint8_t> piece(static_cast<size_t>(kCopyBytes));
-      const int64_t size = source.size();
-      for (int64_t at = 0; at < size; at += kCopyBytes) {
-        const int64_t n = std::min(kCopyBytes, size - at);
-        source.read(piece.data(), n, at);
-        f.write(piece.data(), n, at);
-      }
-    });
-  }
-}
-
 bool is_float(const std::string& dtype) { return dtype == "F32" || dtype == "F16" || dtype == "BF16"; }
 
 // The index set's elements among [e0, e0 + n), whose values these are.
@@ -72,7 +43,7 @@ class Quantizer {
       : from_(from), format_(format), pool_(pool), keep_(keep), base_(open(from)) {}
 
   void plan();
-  void write(const std::string& folder, int64_t shard_bytes, const QuantizeProgress& progress);
+  void write(const std::string& folder, int64_t shard_bytes, const OnProgress& progress);
   QuantizeResult result;
 
  private:
@@ -91,10 +62,9 @@ class Quantizer {
   void plan_originals();
   IndexOverlay set_of(const TensorEntry& t, const TensorEntry& list) const;
   using OnSet = std::function<void(const Row& row, const IndexOverlay& set)>;
-  void write_weights(const std::string& folder, int64_t shard_bytes, const QuantizeProgress& progress,
+  void write_weights(const std::string& folder, int64_t shard_bytes, const OnProgress& progress,
                      const OnSet& keep_set);
-  int64_t write_with_originals(const std::string& folder, int64_t shard_bytes,
-                               const QuantizeProgress& progress);
+  int64_t write_with_originals(const std::string& folder, int64_t shard_bytes, const OnProgress& progress);
   void keep(const Row& row, SafetensorsSink& sink, size_t first) const;
   void nf4(const Row& row, SafetensorsSink& sink, size_t first, IndexOverlay& set) const;
   void int8(const Row& row, SafetensorsSink& sink, size_t first, IndexOverlay& set) const;
@@ -168,7 +138,7 @@ IndexOverlay Quantizer::set_of(const TensorEntry& t, const TensorEntry& list) co
   return make_overlay(listed_elements(*index_, list), cols > 0 ? t.n / cols : 0, cols);
 }
 
-void Quantizer::write(const std::string& folder, int64_t shard_bytes, const QuantizeProgress& progress) {
+void Quantizer::write(const std::string& folder, int64_t shard_bytes, const OnProgress& progress) {
   if (index_) {
     result.bytes_out += write_with_originals(folder, shard_bytes, progress);
   } else {
@@ -180,7 +150,7 @@ void Quantizer::write(const std::string& folder, int64_t shard_bytes, const Quan
 }
 
 int64_t Quantizer::write_with_originals(const std::string& folder, int64_t shard_bytes,
-                                        const QuantizeProgress& progress) {
+                                        const OnProgress& progress) {
   const std::string source = hash_text(Base(from_, keep_.tensors).hash(pool_));
   std::vector<OriginalTensor> tensors;
   for (const Row& row : rows_) {
@@ -198,8 +168,8 @@ int64_t Quantizer::write_with_originals(const std::string& folder, int64_t shard
       });
 }
 
-void Quantizer::write_weights(const std::string& folder, int64_t shard_bytes,
-                              const QuantizeProgress& progress, const OnSet& keep_set) {
+void Quantizer::write_weights(const std::string& folder, int64_t shard_bytes, const OnProgress& progress,
+                              const OnSet& keep_set) {
   std::vector<TensorGroup> groups;
   for (const Row& row : rows_) groups.push_back(row.to.specs);
   int64_t done = 0;
@@ -318,7 +288,7 @@ void Quantizer::int8(const Row& row, SafetensorsSink& sink, size_t first, IndexO
 }  // namespace
 
 QuantizeResult quantize_folder(const std::string& from, const std::string& to, const QuantFormat& format,
-                               int64_t shard_bytes, ThreadPool& pool, const QuantizeProgress& progress,
+                               int64_t shard_bytes, ThreadPool& pool, const OnProgress& progress,
                                const KeepOptions& keep) {
   check_quant_format(format);
   Quantizer quantizer(from, format, pool, keep);

@@ -27,7 +27,6 @@ struct KeepOptions {
 };
 
 // Called from the calling thread after each tensor; what it throws ends the work and leaves nothing behind.
-using QuantizeProgress = std::function<void(int64_t bytes_done, int64_t bytes_in)>;
 
 // Linear weights of the decoder blocks are quantized from the values as stored; the rest is copied as it is,
 // and so are the folder's other files except weights in other formats. ArgumentError: `to` exists, `from` is
@@ -36,7 +35,7 @@ using QuantizeProgress = std::function<void(int64_t bytes_done, int64_t bytes_in
 // file also: ArgumentError, elements that do not increase or are not there; FormatError, a tensor that is not
 // there. What it lists of tensors that stay as they are needs no keeping.
 QuantizeResult quantize_folder(const std::string& from, const std::string& to, const QuantFormat& format,
-                               int64_t shard_bytes, ThreadPool& pool, const QuantizeProgress& progress,
+                               int64_t shard_bytes, ThreadPool& pool, const OnProgress& progress,
                                const KeepOptions& keep = {});
 
 }  // namespace smezo

@@ -139,7 +139,7 @@ class RandomWriter {
 
 int64_t write_random_model(const std::string& to, const Json& config, const std::vector<TensorSpec>& tensors,
                            bool quantized, const QuantFormat& format, uint64_t seed, int64_t shard_bytes,
-                           ThreadPool& pool, const QuantizeProgress& progress) {
+                           ThreadPool& pool, const OnProgress& progress) {
   check_quant_format(format);
   check<ArgumentError>(!quantized || format.dtype == DType::NF4, "make-model",
                        "random weights in int8, expected bf16 or nf4");

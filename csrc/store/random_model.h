@@ -20,6 +20,6 @@ constexpr float kRandomStd = 0.02f;
 // tensors. ArgumentError: `to` exists, a format check_quant_format refuses, int8.
 int64_t write_random_model(const std::string& to, const Json& config, const std::vector<TensorSpec>& tensors,
                            bool quantized, const QuantFormat& format, uint64_t seed, int64_t shard_bytes,
-                           ThreadPool& pool, const QuantizeProgress& progress);
+                           ThreadPool& pool, const OnProgress& progress);
 
 }  // namespace smezo

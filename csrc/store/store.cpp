@@ -99,19 +99,6 @@ int64_t Store::overlay_bytes() const {
   return n;
 }
 
-std::vector<float> Store::values(uint32_t id, const Kernels& kernels, ThreadPool& pool) {
-  std::vector<float> out(static_cast<size_t>(shape(id).n()));
-  for_units(id, [&](const Unit& u, const WeightView& w) {
-    pool.run(u.n_rows, [&](int64_t i, int) {
-      prepare_rows(u, u.row0 + i, 1, kernels);
-      float* const row = out.data() + (u.row0 + i) * w.cols;
-      kernels.decode(w, (u.row0 + i) * w.cols, w.cols, row);
-      if (overlays_[id]) patch_values(*overlays_[id], u.row0 + i, 1, w.cols, row);
-    });
-  });
-  return out;
-}
-
 std::string Store::fingerprint() const { return hash_text(fingerprint_); }
 
 WeightView Store::allocate(uint32_t id, DType dtype) {

@@ -90,8 +90,8 @@ class Store {
   int64_t n_originals() const { return n_originals_; }  // elements of overlays that began with theirs
   // Shape and id without data.
   WeightView shape(uint32_t tensor_id) const;
-  // All of a tensor, fp32, with its overlay. Not during a pass.
-  std::vector<float> values(uint32_t tensor_id, const Kernels& kernels, ThreadPool& pool);
+  // body(unit, view) for every unit of a tensor, as a pass of its own.
+  void for_units(uint32_t id, const std::function<void(const Unit&, const WeightView&)>& body);
 
   // Elements [e0, e0 + n) of a trained tensor as a fresh working copy would hold them (rounded to 24 bits
   // where values are BF16T8), fp32.
@@ -155,8 +155,6 @@ class Store {
  protected:
   Store(const std::string& folder, std::vector<TensorRequest> requests, DType values);
 
-  // body(unit, view) for every unit of a tensor, as a pass of its own.
-  void for_units(uint32_t id, const std::function<void(const Unit&, const WeightView&)>& body);
   // Rows of the base, each read into memory of its own by `read(first byte in the tensor, bytes, to)`.
   RowViews copy_rows(uint32_t id, const std::vector<int32_t>& rows,
                      const std::function<void(int64_t begin, int64_t n_bytes, void* to)>& read) const;

@@ -12,10 +12,9 @@ from collections import Counter
 from .. import _core, ids, metrics
 from ..cli import OK
 from ..errors import ArgumentError, FormatError
-from ..session import RUN_FILE, read_run
+from ..session import JOURNAL_FILE, RUN_FILE, read_run
 
 JOURNAL_MAGIC = b"smezoJ\r\n"
-JOURNAL_FILE = "journal.smz"
 # A safetensors header is at most this long (its own specification).
 MAX_HEADER_BYTES = 100_000_000
 KEPT_FILE = "kept.safetensors"  # csrc/store/originals.h
