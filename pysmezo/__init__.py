@@ -2,7 +2,8 @@
 
 from .errors import ArgumentError, BudgetError, FormatError, IoError, PysmezoError
 from .methods import LargestMask, MeZO, RandomMask, Sensitive, SparseMeZO
-from .runtime import Runtime, StepResult
+from .results import StepResult
+from .runtime import Runtime
 from .trainer import Trainer
 
 __version__ = "0.1.0"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,31 +15,7 @@ import numpy as np
 from . import _core, autotune, memory, packing, planning
 from .errors import ArgumentError
 from .methods import SparseMeZO, _Method, described_by_delta, described_by_journal, from_dict
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step found and cost. Losses are means over the batch's examples; `loss` is the mean over all branches.
-
-    With several queries loss_plus, loss_minus and projected_grad are means over them, and `scalars` holds each one's. skipped: a loss was
-    not finite, the step is recorded as skipped and changed nothing.
-    """
-
-    step: int
-    loss: float
-    loss_plus: float
-    loss_minus: float
-    projected_grad: float
-    scalars: tuple[float, ...]
-    lr: float
-    seconds: float
-    stall_s: float
-    bytes_read: int
-    bytes_written: int
-    peak_rss_bytes: int
-    peak_anon_bytes: int
-    skipped: bool
-    parts: dict[str, float]
+from .results import ProbeResult, StepResult
 
 
 def _is_path(x) -> bool:
@@ -458,13 +433,3 @@ class Runtime:
         weight, or more than PEFT's one rank for all layers leaves room for; `merge` writes such a model."""
         self._check_open()
         return self._engine.export_shira(os.path.expanduser(str(folder)))
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """branches: (query, sign, eps) each; losses fp64 [n_branches, n_examples]; means [n_branches]; scalars [n_queries]."""
-
-    branches: list
-    losses: np.ndarray
-    means: list
-    scalars: tuple
