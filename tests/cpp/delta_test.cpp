@@ -180,7 +180,7 @@ TEST(control_without_sync_saves_are_lost) {
   for (uint64_t seed = 0; seed < 100; ++seed) {
     CrashSimulator disk(seed);
     save("d", 1);
-    disk.device().sync_works = false;
+    disk.device().sync_works = disk.device().sync_folder_works = false;
     save("d", 2);
     disk.reboot();
     try {

@@ -168,7 +168,7 @@ TEST(control_without_sync_old_and_new_are_lost) {
   for (uint64_t seed = 0; seed < 200; ++seed) {
     CrashSimulator disk(seed);
     write_atomically("f", "old");
-    disk.device().sync_works = false;
+    disk.device().sync_works = disk.device().sync_folder_works = false;
     write_atomically("f", "new");
     disk.reboot();
     lost += !file_exists("f") || (read_all("f") != "new");

@@ -362,7 +362,7 @@ TEST(I2_power_cuts_lose_no_synced_record) {
 
 TEST(control_without_sync_the_simulator_sees_losses) {
   Device d;
-  d.sync_works = false;
+  d.sync_works = d.sync_folder_works = false;
   const Losses l = crash_many(d, 1, 4);
   std::printf("  without sync: %lld power cuts, %lld lost, %lld unreadable\n",
               static_cast<long long>(l.crashes), static_cast<long long>(l.lost),
