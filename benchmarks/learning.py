@@ -11,7 +11,9 @@ values.
   4  SMS spam, one seed; lr carried over by the ratio of the measured curvatures (lr * tr(H) here / tr(H) there).
   5  seed 0 again with operand "split", which rounds no perturbation away.
   6  SparseMeZO, seed 0, with the exact Gaussian and with Rademacher noise (gaussian8 is what stages 0-5 use).
-  7  SparseMeZO again over the demo's model quantized to NF4: lr, eps, seeds and batches of stage 2.
+  7  SparseMeZO again over the demo's model quantized to NF4, seeds and batches of stage 2: with the lr and eps of the
+     bf16 base, and with its own, found as in stages 0 and 1. The latter was added when the former was done: a quantized
+     base is another model, and papers' or another base's lr does not carry over.
 
 Every finished piece is a row of results/learning.jsonl and is not run again; unfinished runs go on from their journals
 in the cache. `--table` prints the paired comparison, `--json` its differences, `--plot` draws docs/learning.png; none
@@ -122,15 +124,18 @@ def density(run, count_now: bool) -> float:
 # --------------------------------------------------------------------------------------------------------------- pieces
 
 
-def diagnose(work: Work, task: str, name: str, noise: str = "gaussian8", operand: str = "nearest") -> dict:
-    """Stage 0: eps by agreement of g at eps and 2 eps, tr(H) over 32 probes, what survives operand rounding."""
+def diagnose(
+    work: Work, task: str, name: str, noise: str = "gaussian8", operand: str = "nearest", model: Path | None = None
+) -> dict:
+    """Stage 0: eps by agreement of g at eps and 2 eps, tr(H) over 32 probes, what survives operand rounding. model: the
+    base in NF4; None is the demo's."""
 
     from pysmezo import ArgumentError
 
     def make():
         train = work.data(task)["train"]
         batches = train.batches(TUNE_SEED, BATCH)
-        with open_run(work, method_of(name, noise), TUNE_SEED, "auto", "auto", operand, None) as run:
+        with open_run(work, method_of(name, noise), TUNE_SEED, "auto", "auto", operand, None, model) as run:
             try:
                 run.resolve_auto([next(batches) for _ in range(32)])
                 row = {k: run.choices[k] for k in (*EPS_FACTS, "lr", "trace_h", "trace_h_error")}
@@ -139,7 +144,12 @@ def diagnose(work: Work, task: str, name: str, noise: str = "gaussian8", operand
                 row["note"] = str(e)
             return row | {"survival": run._engine.surviving_perturbation(row["eps"], 1), "density": density(run, False)}
 
-    return work.piece("/".join(["diagnose", task, name, noise, operand]), make)
+    return work.piece("/".join(["diagnose", over(task, model), name, noise, operand]), make)
+
+
+def over(task: str, model: Path | None) -> str:
+    """The task in keys of pieces."""
+    return task if model is None else f"{task}-nf4"
 
 
 def dev_scores(run, dataset) -> dict:
@@ -219,17 +229,15 @@ def train(
         return row
 
 
-def tune(work: Work, name: str) -> dict:
+def tune(work: Work, name: str, model: Path | None = None) -> dict:
     """Stage 1: the lr whose dev loss after TUNE_STEPS is least, with a worse one on either side of it."""
-    d = diagnose(work, "rt", name)
+    d = diagnose(work, "rt", name, model=model)
     tried: dict[int, float] = {}  # exponent of FACTOR -> dev loss
 
     def loss_at(k: int) -> float:
         lr = d["lr"] * FACTOR**k
-        key = f"tune/rt/{name}/lr{k:+d}"
-        row = work.piece(
-            key, lambda: train(work, key, "rt", method_of(name), TUNE_SEED, lr, d["eps"], "nearest", TUNE_STEPS, False)
-        )
+        key, what = f"tune/{over('rt', model)}/{name}/lr{k:+d}", (TUNE_SEED, lr, d["eps"], "nearest", TUNE_STEPS)
+        row = work.piece(key, lambda: train(work, key, "rt", method_of(name), *what, False, model))
         return row["dev_loss"] if row["finite"] else math.inf
 
     for k in (-1, 0, 1, 2):
@@ -283,9 +291,12 @@ def all_stages(work: Work) -> None:
     for noise in ("gaussian", "rademacher"):
         c = chosen["sparse-mezo"]
         final(work, f"noise/rt/sparse-mezo/{noise}/seed0", "rt", method_of("sparse-mezo", noise), 0, c["lr"], c["eps"])
-    for seed in SEEDS:
-        c, key = chosen["sparse-mezo"], f"nf4/rt/sparse-mezo/seed{seed}"
-        final(work, key, "rt", method_of("sparse-mezo"), seed, c["lr"], c["eps"], model=nf4_model(work))
+    model = nf4_model(work)
+    own = work.piece("lr/rt-nf4/sparse-mezo", lambda: tune(work, "sparse-mezo", model))
+    for kind, c in (("nf4", chosen["sparse-mezo"]), ("nf4-tuned", own)):
+        for seed in SEEDS:
+            key = f"{kind}/rt/sparse-mezo/seed{seed}"
+            final(work, key, "rt", method_of("sparse-mezo"), seed, c["lr"], c["eps"], model=model)
 
 
 def main() -> None:

@@ -131,14 +131,15 @@ class Runtime:
         index=None,
         delta=None,
         memory_budget=None,
+        cached_reads: bool = False,
         threads: int | None = None,
         task=None,
     ) -> Runtime:
         """The model of a run as it was after step `to` (None: after its last), rebuilt from the base and its journal.
 
-        To evaluate, generate from, save as a delta or merge; the journal is only read, and train_step is refused: `pysmezo fork` makes a run that
-        goes on from there. index: the index file the run was made with, where it had one. delta: the delta it began with. memory_budget, threads,
-        task: as in from_pretrained. Raises ArgumentError (no such step, another model, index or delta than the run's), FormatError, BudgetError, IoError.
+        To evaluate, generate from, save as a delta or merge. The journal, and generations that lie beside it, are only read, also while another process
+        writes them; train_step is refused: `pysmezo fork` makes a run that goes on from there. index: the index file the run was made with, where it
+        had one. delta: the delta it began with. memory_budget, cached_reads, threads, task: as in from_pretrained. Raises ArgumentError (no such step, another model, index or delta than the run's), FormatError, BudgetError, IoError.
         """
         if to is not None and not (isinstance(to, int) and 0 <= to < _core.ALL_RECORDS):
             raise ArgumentError(f"[replay] step {to!r}, expected a step of the journal, or 0 for the base")
@@ -150,7 +151,8 @@ class Runtime:
         rss_at_open = memory.rss_bytes()
         memory.reset_peak()
         arguments = planning.engine_arguments(
-            model, method, memory_budget=memory_budget, threads=threads, delta=delta, journal=journal, replay_to=to, **options
+            model, method, memory_budget=memory_budget, cached_reads=cached_reads, threads=threads, delta=delta, journal=journal, replay_to=to,
+            **options,
         )  # fmt: skip
         engine = _core.Engine(**arguments)
         return cls(engine, method, engine.lr, engine.eps, options["seed"], task, Path(model), None, rss_at_open)

@@ -16,7 +16,7 @@ from pysmezo.cli import main
 def run_row(kind: str, seed: int, accuracy: float) -> dict:
     row = {"piece": f"{kind}/rt/sparse-mezo/seed{seed}", "method": "sparse-mezo", "noise": "gaussian8", "seed": seed}
     row |= {"operand": "nearest", "lr": 1e-4, "eps": 1e-3, "test_accuracy": accuracy, "test_loss": 0.5}
-    row |= {"test_auc": 0.8, "test_accuracy_calibrated": None if kind == "nf4" else 0.7, "survival_end": 1.0}
+    row |= {"test_auc": 0.8, "test_accuracy_calibrated": None if kind == "nf4-tuned" else 0.7, "survival_end": 1.0}
     return row | {"density_start": 0.25, "density_end": 0.25}
 
 
@@ -25,12 +25,12 @@ def test_accuracy_over_nf4_is_paired_by_seed():
     differences = (0.0, 0.01, -0.01, 0.02, -0.02)  # deviation sqrt(1e-3 / 4), 2.776 of it over sqrt(5): 0.01963
     for shift, reading in ((0.0, "above -0.02"), (-0.001, "not above -0.02")):
         # Other order, a seed without a partner: neither may count.
-        nf4 = [run_row("nf4", s, 0.7 + 0.01 * s + differences[s] + shift) for s in (4, 2, 0, 1, 3)]
-        nf4.append(run_row("nf4", 9, 0.1))
+        nf4 = [run_row("nf4-tuned", s, 0.7 + 0.01 * s + differences[s] + shift) for s in (4, 2, 0, 1, 3)]
+        nf4.append(run_row("nf4-tuned", 9, 0.1))
         before, after = learning_report.table(bf16), learning_report.table(bf16 + nf4)
         assert after.startswith(before) and "NF4" not in before
         cells = [c.strip() for c in after.splitlines()[-1].strip("|").split("|")]
-        assert cells == ["SparseMeZO(0.75)", "5", f"{shift:+.4f}", f"{shift - 0.01963:+.4f}", reading]
+        assert cells == ["its own", "5", f"{shift:+.4f}", f"{shift - 0.01963:+.4f}", reading]
     assert "NF4 base less" not in learning_report.table(nf4)
 
 

@@ -129,6 +129,20 @@ def test_a_replayed_run_needs_what_it_was_made_with(bases, tmp_path):
         Runtime.from_journal(bases["bf16"], tmp_path / "second/journal.smz")
 
 
+@pytest.mark.parametrize("method", [SparseMeZO(sparsity=0.4), MeZO()])
+def test_generations_beside_a_journal_are_used_but_not_needed(bases, tmp_path, method):
+    streamed = {"memory_budget": "40MiB", "stream_trained": True, "generation_every": 2}
+    trained(bases["bf16"], tmp_path, method, **streamed)
+    assert list((tmp_path / "run/generations").iterdir())
+    (tmp_path / "alone.smz").write_bytes((tmp_path / "run/journal.smz").read_bytes())
+    for journal in ("run/journal.smz", "alone.smz"):
+        for to, wanted in ((AT, "at"), (STEPS, "end")):
+            for budget in (None, "40MiB"):
+                with Runtime.from_journal(bases["bf16"], tmp_path / journal, to, memory_budget=budget) as run:
+                    run.save_delta(tmp_path / "again")
+                assert (tmp_path / "again").read_bytes() == (tmp_path / wanted).read_bytes()
+
+
 def test_a_fork_goes_on_from_an_earlier_step(bases, tmp_path, capsys):
     trained(bases["bf16"], tmp_path, SparseMeZO())
     assert verb("fork", "--run-dir", tmp_path / "run", "--at", AT, "--out", tmp_path / "same") == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,13 @@ def test_bad_yaml(tmp_path):
 # ---- whole commands
 
 
+@contextmanager
+def locked(run_dir):
+    with open(run_dir / "lock") as f:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def test_train_eval_inspect(task_dir, tmp_path, capsys):
     run_dir = tmp_path / "run"
     assert cli.main(["train", *train_flags(task_dir, run_dir), "--eval-every", "4", "--json"]) == 0
@@ -179,6 +188,12 @@ def test_train_eval_inspect(task_dir, tmp_path, capsys):
         assert cli.main([str(x) for x in ["eval", *source, "--data", task_dir / "test.jsonl", "--json"]]) == 0
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert found == {"accuracy": result["accuracy_after"], "loss": result["loss_after"], "n_examples": 40}
+
+    # A run may be looked at while another process has it.
+    with locked(run_dir):
+        assert cli.main(["eval", "--run-dir", str(run_dir), "--data", str(task_dir / "test.jsonl"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss"] == result["loss_after"]
+        assert "in use by process" in failed(capsys, ["resume", "--run-dir", str(run_dir)])
 
     for path, kind in (
         (run_dir, "run folder"),

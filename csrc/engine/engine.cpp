@@ -94,9 +94,11 @@ void Engine::Impl::tell_originals() {
 
 void Engine::Impl::resume(const std::vector<bool>& trained) {
   const std::string& path = replays() ? options.journal : journal_path;
-  const std::vector<uint32_t> newest_first =
-      replays() ? std::vector<uint32_t>{} : list_generations(generations());
-  const uint32_t watermark = newest_first.empty() ? 0 : newest_first.front();
+  // A later one than what is replayed is of no use.
+  const std::vector<uint32_t> newest_first = list_generations(generations());
+  const auto usable = std::find_if(newest_first.begin(), newest_first.end(),
+                                   [&](uint32_t w) { return w <= options.replay_to; });
+  const uint32_t watermark = usable == newest_first.end() ? 0 : *usable;
   uint32_t chain = 0;
   std::vector<Record> records;  // after the watermark
   const auto on_record = [&](const Record& r, uint32_t at) {

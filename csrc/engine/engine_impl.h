@@ -41,7 +41,9 @@ struct Engine::Impl {
   void load_delta(const StateReader& delta);  // writes its values into the working copies
   // The journal's chain at the watermark. FormatError: the generation is not this journal's.
   void load_generation(uint32_t watermark, uint32_t chain);
-  std::string generations() const { return options.run_dir + "/generations"; }
+  std::string generations() const {
+    return join(replays() ? parent_folder(options.journal) : options.run_dir, "generations");
+  }
   bool replays() const { return !options.journal.empty(); }
   // merge.cpp: all of a tensor at the journal's tail, in pieces of rows in order. As views: what trains in
   // its own values, the rest as the base stores it, an overlay left out. As fp32: with it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 
 from .. import data, options
@@ -9,7 +10,7 @@ from ..cli import OK
 from ..errors import ArgumentError
 from ..methods import MeZO
 from ..progress import WorkProgress
-from ..session import open_runtime, resumed
+from ..session import JOURNAL_FILE, open_runtime, resumed
 
 OPTIONS = (
     "model",
@@ -31,6 +32,20 @@ def add_flags(parser, verb: str) -> None:
     parser.add_argument("--config", metavar="F.yaml", help="flags as YAML; flags on the command line win")
     parser.add_argument("--data", metavar="F", required=True, help="labelled data, .jsonl or .csv")
     options.add_flags(parser, OPTIONS, with_fields=True)
+
+
+def _opened(settings: dict, method, run_dir):
+    if run_dir is None:
+        return open_runtime(settings, method, None)
+    from ..runtime import Runtime
+
+    # Only reads: the run may be another user's, or go on in another process meanwhile.
+    return Runtime.from_journal(
+        settings["model"],
+        os.path.join(run_dir, JOURNAL_FILE),
+        index=getattr(method, "index", None),
+        **{name: settings[name] for name in ("delta", "memory_budget", "cached_reads", "threads")},
+    )
 
 
 def run(arguments, verb: str):
@@ -63,7 +78,7 @@ def run(arguments, verb: str):
             settings["max_length"],
             settings["truncate"],
         )
-        with open_runtime(settings, method, run_dir) as runtime:
+        with _opened(settings, method, run_dir) as runtime:
             from ..trainer import evaluate
 
             found = evaluate(runtime, sets, settings["batch"], progress=WorkProgress("evaluate", "example"))
