@@ -31,6 +31,10 @@ def _jsonl(f, path) -> Iterator[tuple[int, dict]]:
             ) from None
         except FormatError as e:
             raise FormatError(f"[{WHERE}] line {line} of {path} has {e}, expected each once") from None
+        except (ValueError, RecursionError) as e:  # thousands of digits or of brackets
+            raise FormatError(
+                f"[{WHERE}] line {line} of {path} cannot be read ({e}), expected one object a line"
+            ) from None
         if not isinstance(row, dict):
             raise FormatError(f"[{WHERE}] line {line} of {path} holds {type(row).__name__}, expected one object a line")
         yield line, row

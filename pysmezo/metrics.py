@@ -29,11 +29,13 @@ def read(run_dir) -> list[dict]:
     """Every whole line; a torn last line, as a kill leaves it, is left out. For each step the last line counts."""
     out: dict = {}
     try:
-        with open(os.path.join(run_dir, NAME), encoding="utf-8") as f:
+        with open(os.path.join(run_dir, NAME), encoding="utf-8", errors="replace") as f:
             for n, text in enumerate(f):
                 try:
                     line = json.loads(text)
-                except ValueError:
+                except (ValueError, RecursionError):
+                    continue
+                if not isinstance(line, dict) or not isinstance(line.get("step"), int):
                     continue
                 key = ("other", n) if "type" in line else ("step", line["step"])
                 out.pop(key, None)

@@ -41,9 +41,10 @@ def read_run(run_dir) -> dict:
         raise ArgumentError(
             f"[run] {path}: {e.strerror}, expected the run folder of an earlier train or demo"
         ) from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise FormatError(f"[run] {path} is not JSON: {e}") from None
-    if not isinstance(found, dict) or not {"settings", "method"} <= found.keys():
+    parts = (found.get(key) for key in ("settings", "method")) if isinstance(found, dict) else (None,)
+    if not all(isinstance(part, dict) for part in parts):
         raise FormatError(f"[run] {path} has no settings and method, expected what train wrote there")
     return found
 
@@ -225,4 +226,8 @@ def resumed(run_dir, overrides: dict) -> tuple[dict, object, str]:
     for o in options.RUN_OPTIONS:
         if settings[o.name] is not None:
             options.converted(o.convert, settings[o.name], f"{o.name} of {run_dir}/{RUN_FILE}")
-    return settings, from_dict(found["method"]), found.get("verb", "train")
+    try:
+        method = from_dict(found["method"])
+    except TypeError as e:
+        raise FormatError(f"[run] the method in {run_dir}/{RUN_FILE}: {e}, expected what train wrote there") from None
+    return settings, method, found.get("verb", "train")

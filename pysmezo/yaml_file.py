@@ -1,21 +1,50 @@
-"""YAML files of ours: a mapping, or one clear error."""
+"""YAML files of ours: a flat mapping, or one clear error."""
 
 from __future__ import annotations
 
 from .errors import ArgumentError, FormatError
 
+MOST_BYTES = 1 << 20
+# The parser takes time that grows with the square of how deep brackets are nested; ours need one level.
+MOST_BRACKETS = 64
+
 
 def mapping(path, where: str, expected: str) -> dict | None:
-    """The mapping in a YAML file, None for an empty one. ArgumentError: not readable; FormatError: not a mapping."""
+    """The mapping in a YAML file, its values scalars or lists of them; None for an empty one. ArgumentError: not
+    readable; FormatError: anything else.
+    """
     import yaml
 
     try:
         with open(path, encoding="utf-8") as f:
-            content = yaml.safe_load(f)
+            text = f.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise FormatError(f"[{where}] {path} is longer than {MOST_BYTES} characters, expected {expected}")
+        if _nesting(text) > MOST_BRACKETS:
+            raise FormatError(f"[{where}] {path} has brackets in brackets in brackets, expected {expected}")
+        content = yaml.safe_load(text)
     except OSError as e:
         raise ArgumentError(f"[{where}] {path}: {e.strerror}, expected {expected}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    # A number or date that Python does not take, or a key that cannot be one, is a ValueError or TypeError.
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as e:
         raise FormatError(f"[{where}] {path} is not YAML: {' '.join(str(e).split())}") from None
-    if content is not None and not isinstance(content, dict):
+    if content is None:
+        return None
+    if not isinstance(content, dict):
         raise FormatError(f"[{where}] {path} holds {type(content).__name__}, expected {expected}")
+    for key, value in content.items():
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(x, (dict, list, set, tuple)) for x in items):
+            raise FormatError(f"[{where}] {key!r} in {path} holds collections, expected {expected}")
     return content
+
+
+def _nesting(text: str) -> int:
+    deepest = depth = 0
+    for c in text:
+        if c in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif c in "]}":
+            depth = max(0, depth - 1)
+    return deepest
