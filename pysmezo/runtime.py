@@ -35,6 +35,7 @@ class Runtime:
         self.choices: dict = {}  # what "auto" chose, with its diagnostics
         self._lr, self._eps, self._seed = lr, eps, seed
         self._tokenizer = None
+        self._deltas: dict[str, str] = {}  # path by name
         self._anon_peak = 0
         self._closed = False
 
@@ -417,6 +418,28 @@ class Runtime:
         self._check_open()
         self._engine.save_delta(str(path))
         return Path(path).stat().st_size
+
+    def load_delta(self, name: str, path) -> None:
+        """Gives a delta a name for `use`. FormatError, IoError: it is none, or damaged."""
+        self._check_open()
+        _core.read_state(str(path), "delta")
+        self._deltas[name] = str(path)
+
+    def use(self, weights: dict[str, float]) -> None:
+        """The model becomes base + sum of weight * (delta - base) over deltas by name; {} puts the base back. The base is not loaded again.
+
+        For a runtime without run_dir, opened with the method the deltas were made by (delta= brings it); MeZO's deltas of different tensors need
+        one that trains them all. No step can be taken while deltas are in use. ArgumentError: an unknown name, a weight that is no finite number,
+        a training run, a delta of other tensors, elements or values. BudgetError: what trains does not fit in memory."""
+        self._check_open()
+        for name, weight in weights.items():
+            if name not in self._deltas:
+                raise ArgumentError(
+                    f"[use] delta {name!r}, expected one that load_delta named: {', '.join(self._deltas) or 'none'}"
+                )
+            if not isinstance(weight, (int, float)) or not -float("inf") < weight < float("inf"):
+                raise ArgumentError(f"[use] weight {weight!r} of {name!r}, expected a finite number")
+        self._engine.use([(self._deltas[name], float(weight)) for name, weight in weights.items()])
 
     def merge(self, folder, dtype: str = "bf16", progress=None) -> int:
         """Writes the whole model as a new Hugging Face folder that any tool reads, every weight in `dtype`, bf16 (rounded to nearest) or fp32,

@@ -161,3 +161,78 @@ def test_a_closed_run_takes_no_step(base, tmp_path):
         with pytest.raises(ArgumentError, match=r"\[run\] closed"):
             call()
     assert run.step == 1
+
+
+# ---- several deltas in use
+
+
+def two(base, folder, method, **options):
+    """{name: weights} of the base and of two runs, whose deltas are folder/a and folder/b."""
+    out = {}
+    with Runtime.from_pretrained(base, method=method, **options) as run:
+        out[""] = {n: run.weights(n) for n in run.tensor_ids()}
+    for i, name in enumerate("ab"):
+        with Runtime.from_pretrained(base, method=method, lr=2.0**-8, eps=2.0**-7, seed=7, **options) as run:
+            for s in range(2):
+                run.train_step(batch(10 * i + s))
+            run.save_delta(folder / name)
+            out[name] = {n: run.weights(n) for n in run.tensor_ids()}
+    return out
+
+
+def same(run, wanted) -> bool:
+    return all(np.array_equal(run.weights(n), w) for n, w in wanted.items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_deltas_are_switched_and_added(base, tmp_path, name):
+    there = two(base, tmp_path, METHODS[name])
+    assert any(not np.array_equal(there["a"][n], there["b"][n]) for n in there["a"])
+    with Runtime.from_pretrained(base, method=METHODS[name], seed=7, lr=1e-3, eps=1e-3) as run:
+        for key in "ab":
+            run.load_delta(key, tmp_path / key)
+        for weights, wanted in (
+            ({"a": 1}, "a"),
+            ({"b": 1.0}, "b"),
+            ({"a": 0, "b": 1}, "b"),
+            ({}, ""),
+            ({"a": 0.0}, ""),
+        ):
+            run.use(weights)
+            assert same(run, there[wanted])
+        run.use({"a": 0.5, "b": -2.0})
+        for n in there[""]:
+            wide = {k: v[n].astype(np.float64) for k, v in there.items()}
+            mixed = wide[""] + 0.5 * (wide["a"] - wide[""]) - 2 * (wide["b"] - wide[""])
+            # Half a unit of the 16th bit: trained values have 24 bits (I10), index sets more.
+            assert np.all(np.abs(run.weights(n) - mixed) <= 2.0**-16 * np.abs(mixed) + 1e-12), n
+        with pytest.raises(ArgumentError, match="deltas in use"):
+            run.train_step(batch(0))
+        run.use({})
+        run.train_step(batch(0))
+        with pytest.raises(ArgumentError, match="a run that trains"):
+            run.use({"a": 1.0})
+
+
+def test_deltas_that_cannot_be_used_are_refused(base, tmp_path):
+    two(base, tmp_path, METHODS["random-mask"])
+    saved(base, tmp_path, MeZO(trains="all"))
+    with Runtime.from_pretrained(base, method=MeZO(), seed=7) as run:
+        before = run.weights("lm_head.weight")
+        run.load_delta("all", tmp_path / "delta")
+        run.load_delta("a", tmp_path / "a")
+        for weights, words in (
+            ({"x": 1.0}, "load_delta named: all, a"),
+            ({"a": float("nan")}, "finite"),
+            ({"a": "1"}, "finite"),
+            ({"all": 1.0}, "does not train"),
+            ({"a": 1.0}, "method mezo"),
+        ):
+            with pytest.raises(ArgumentError, match=words):
+                run.use(weights)
+        assert np.array_equal(run.weights("lm_head.weight"), before)
+        with pytest.raises(FormatError):
+            run.load_delta("b", base / "model.safetensors")
+    with Runtime.from_pretrained(base, method=MeZO(), run_dir=tmp_path / "r", lr=1e-3, eps=1e-3) as run:
+        with pytest.raises(ArgumentError, match="a run that trains"):
+            run.use({})

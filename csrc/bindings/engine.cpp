@@ -303,6 +303,8 @@ void init_engine(py::module_& m) {
       .def("sync", &Engine::sync, py::call_guard<py::gil_scoped_release>())
       .def("flush", &Engine::flush, py::call_guard<py::gil_scoped_release>())
       .def("save_delta", &Engine::save_delta, py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def("use", &Engine::use, py::arg("deltas"), py::call_guard<py::gil_scoped_release>(),
+           "[(path, weight)]: base + sum of weight * (delta - base).")
       .def(
           "merge",
           [](Engine& e, const std::string& folder, const std::string& dtype, int64_t shard_bytes,

@@ -132,29 +132,40 @@ void Engine::save_delta(const std::string& path) {
   });
 }
 
-// Reads a state file's tensors into the working copies.
-static void load_state(Engine::Impl& m, const StateReader& file, const std::string& where) {
+static uint32_t id_of(const Engine::Impl& m, const std::string& name) {
+  uint32_t id = 0;
+  while (id < m.parameters.size() && m.parameters[id].name != name) ++id;
+  return id;
+}
+
+void Engine::Impl::check_state(const StateReader& file, const std::string& where) const {
   const RunHeader made_by = run_header_from_json(file.header().method_json);
-  for (const auto& [key, value] : m.header.mathematics) {
+  for (const auto& [key, value] : header.mathematics) {
     const auto found = made_by.mathematics.find(key);
     check<FormatError>(found != made_by.mathematics.end() && found->second == value, "delta",
                        where + " was trained with another " + key + " of config.json, expected " + value);
   }
   for (const StateTensor& t : file.tensors()) {
-    uint32_t id = 0;
-    while (id < m.parameters.size() && m.parameters[id].name != t.name) ++id;
-    check<ArgumentError>(id < m.parameters.size() && m.selection.tensors[id].trained, "delta",
+    const uint32_t id = id_of(*this, t.name);
+    check<ArgumentError>(id < parameters.size() && selection.tensors[id].trained, "delta",
                          where + " holds '" + t.name +
                              "', which this method does not train; open it with the method it was made by");
-    check<ArgumentError>(t.dtype == m.header.values, "delta",
+    check<ArgumentError>(t.dtype == header.values, "delta",
                          where + " holds '" + t.name + "' as " + values_name(t.dtype) + ", this run keeps " +
-                             values_name(m.header.values) + "; set values to match");
-    if (t.packed) {
-      const std::string differs = support_difference(m.header, made_by, id);
-      check<ArgumentError>(
-          differs.empty(), "delta",
-          where + " holds values of '" + t.name + "' for other elements than this run trains: " + differs);
-    }
+                             values_name(header.values) + "; set values to match");
+    if (!t.packed) continue;
+    const std::string differs = support_difference(header, made_by, id);
+    check<ArgumentError>(
+        differs.empty(), "delta",
+        where + " holds values of '" + t.name + "' for other elements than this run trains: " + differs);
+  }
+}
+
+// Reads a state file's tensors into the working copies.
+static void load_state(Engine::Impl& m, const StateReader& file, const std::string& where) {
+  m.check_state(file, where);
+  for (const StateTensor& t : file.tensors()) {
+    const uint32_t id = id_of(m, t.name);
     if (m.store->streams_state(id)) continue;
     IndexOverlay* const overlay = m.store->overlay(id);
     const WeightView w = overlay ? m.store->shape(id) : m.store->weight(id);

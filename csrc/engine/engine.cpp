@@ -282,6 +282,7 @@ bool Engine::commit(const StepDecision& d) {
   check<ArgumentError>(
       !m.replays(), "commit",
       "a journal that is replayed, expected a run of its own: fork the run to go on from here");
+  check<ArgumentError>(!m.mixed, "commit", "deltas in use, expected none: use({}) puts the base back");
   check<ArgumentError>(m.journal || m.journal_path.empty(), "commit",
                        "the run is closed, expected an open one: the record would be lost");
   check<ArgumentError>(d.scalars.size() == static_cast<size_t>(m.header.method.queries), "commit",

@@ -123,6 +123,10 @@ class Engine {
   // in the memory of a strip. Returns the bytes of all tensors. ArgumentError: the folder is there, the dtype
   // another.
   int64_t merge(const std::string& folder, DType dtype, int64_t shard_bytes, const OnProgress& progress = {});
+  // The model becomes base + sum of weight * (delta - base), over (path, weight); none: the base. Nothing can
+  // be committed while deltas are in use. ArgumentError: this is a training run, or a delta is of other
+  // tensors, elements or values than this engine's method.
+  void use(const std::vector<std::pair<std::string, double>>& deltas);
   // What training changed as a new folder with a SHiRA adapter (PEFT): differences to the base, in the memory
   // of one tensor's. ArgumentError: something that SHiRA cannot hold has changed.
   AdapterInfo export_shira(const std::string& folder);

@@ -38,6 +38,9 @@ struct Engine::Impl {
   MicroBatches make_room(const Batch& batch, const VisitContext& visit, bool want_logits);
 
   // checkpoint.cpp
+  // Are the file's values for elements that this run trains, in the dtype it keeps? FormatError,
+  // ArgumentError.
+  void check_state(const StateReader& file, const std::string& where) const;
   void load_delta(const StateReader& delta);  // writes its values into the working copies
   // The journal's chain at the watermark. FormatError: the generation is not this journal's.
   void load_generation(uint32_t watermark, uint32_t chain);
@@ -74,6 +77,7 @@ struct Engine::Impl {
   double seconds_per_record = 0;
   int n_unsynced = 0;
   bool is_started = false;
+  bool mixed = false;             // deltas are in use (Engine::use)
   int64_t forward_bytes = 0;      // of the last probe
   double generation_seconds = 0;  // that writing the last one took beside its pass
   int64_t generation_bytes = 0;   // written so far

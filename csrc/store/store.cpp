@@ -80,7 +80,7 @@ WeightView Store::shape(uint32_t id) const {
   return w;
 }
 
-void Store::set_overlay(uint32_t id, IndexOverlay overlay) {
+int64_t Store::fill_from_base(uint32_t id, IndexOverlay& overlay) {
   for_units(id, [&](const Unit& u, const WeightView& w) {
     for (int64_t r = u.row0; r < u.row0 + u.n_rows; ++r) {
       for (uint32_t i = overlay.row_begin[static_cast<size_t>(r)];
@@ -88,9 +88,18 @@ void Store::set_overlay(uint32_t id, IndexOverlay overlay) {
         overlay.value[i] = decode_at(w, r * w.cols + overlay.col[i]);
     }
   });
-  if (base_.originals())
-    n_originals_ += base_.originals()->fill(requests_[id].name, requests_[id].cols, overlay);
+  return base_.originals() ? base_.originals()->fill(requests_[id].name, requests_[id].cols, overlay) : 0;
+}
+
+void Store::set_overlay(uint32_t id, IndexOverlay overlay) {
+  n_originals_ += fill_from_base(id, overlay);
   overlays_[id] = std::make_unique<IndexOverlay>(std::move(overlay));
+}
+
+std::vector<float> Store::overlay_base_values(uint32_t id) {
+  IndexOverlay copy = overlays_[id]->copy();
+  fill_from_base(id, copy);
+  return {copy.value.begin(), copy.value.end()};
 }
 
 int64_t Store::overlay_bytes() const {

@@ -85,6 +85,7 @@ class Store {
   // Puts one there, its values filled from the base: with the originals of elements that were kept
   // (originals.h), else with what the stored weight decodes to.
   void set_overlay(uint32_t tensor_id, IndexOverlay overlay);
+  std::vector<float> overlay_base_values(uint32_t tensor_id);  // that its values began with
   int64_t overlay_bytes() const;
   bool has_originals() const { return base_.originals() != nullptr; }
   int64_t n_originals() const { return n_originals_; }  // elements of overlays that began with theirs
@@ -169,7 +170,8 @@ class Store {
   int64_t working_copy_bytes_ = 0;
 
  private:
-  std::vector<std::unique_ptr<IndexOverlay>> overlays_;  // [n_tensors]
+  int64_t fill_from_base(uint32_t id, IndexOverlay& overlay);  // how many got their originals
+  std::vector<std::unique_ptr<IndexOverlay>> overlays_;        // [n_tensors]
   int64_t n_originals_ = 0;
 };
 
