@@ -50,6 +50,7 @@ ROWS = (
     Row("read-only", LLAMA_1B, 1, 16),
     Row("generations", LLAMA_1B, 4, 64, SPARSE),
     Row("accelerate", LLAMA_1B, 4, 64),
+    Row("accelerate", LLAMA_1B, 1, 16),
     *GROWTH_ROWS,
     Row("memory", LLAMA_7B, limit=400, budget=360),
     Row("memory", LLAMA_7B, method=SPARSE, limit=600, budget=560, steps=3, generation_every=2),
