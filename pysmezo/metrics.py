@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Iterator
 
 from .errors import IoError
 
@@ -25,37 +27,81 @@ def plain(x):
     return plain(x.item()) if hasattr(x, "item") else x
 
 
-def read(run_dir) -> list[dict]:
-    """Every whole line; a torn last line, as a kill leaves it, is left out. For each step the last line counts."""
-    out: dict = {}
+def files(run_dir) -> list[str]:
+    """Those there are, oldest first: full ones are numbered, the newest is NAME."""
+    stem, end = os.path.splitext(NAME)
     try:
-        with open(os.path.join(run_dir, NAME), encoding="utf-8", errors="replace") as f:
-            for n, text in enumerate(f):
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError):
-                    continue
-                if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-                    continue
-                key = ("other", n) if "type" in line else ("step", line["step"])
-                out.pop(key, None)
-                out[key] = line
+        names = os.listdir(run_dir)
     except FileNotFoundError:
-        pass
+        return []
+    numbered = sorted(n for n in names if re.fullmatch(rf"{stem}\.\d{{6}}{end}", n))
+    return [os.path.join(run_dir, n) for n in (*numbered, NAME) if n in names]
+
+
+def lines(run_dir) -> Iterator[dict]:
+    """Every whole line, one at a time: a long run has more than memory should hold. A torn line, as a kill leaves it, is
+    left out.
+    """
+    for path in files(run_dir):
+        yield from _lines_of(path)
+
+
+def _lines_of(path) -> Iterator[dict]:
+    with open(path, encoding="utf-8", errors="replace") as f:
+        for text in f:
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield line
+
+
+def read(run_dir) -> list[dict]:
+    """All of them; for each step the last line counts."""
+    out: dict = {}
+    for n, line in enumerate(lines(run_dir)):
+        key = ("other", n) if "type" in line else ("step", line["step"])
+        out.pop(key, None)
+        out[key] = line
     return list(out.values())
 
 
 class Writer:
-    """Appends lines; a line goes to the system at once."""
+    """Appends lines; a line goes to the system at once. A file of MOST_BYTES gets a number, and a new one begins."""
+
+    MOST_BYTES = 64 << 20
 
     def __init__(self, run_dir, step: int):
         """step: the run's last committed step; lines of later ones are dropped."""
-        path = os.path.join(run_dir, NAME)
-        kept = [line for line in read(run_dir) if line.get("step", 0) <= step]
+        self._run_dir = run_dir
+        self._path = os.path.join(run_dir, NAME)
+        for path in reversed(files(run_dir)):
+            if self._drop_later(path, step):
+                break
+        self._open()
+
+    @staticmethod
+    def _drop_later(path: str, step: int) -> bool:
+        """True when the file begins early enough that no older one can have later lines."""
+        first = None
         with open(path + ".tmp", "w", encoding="utf-8") as f:
-            f.writelines(json.dumps(line) + "\n" for line in kept)
+            for line in _lines_of(path):
+                first = line["step"] if first is None else first
+                if line["step"] <= step:
+                    f.write(json.dumps(line) + "\n")
         os.replace(path + ".tmp", path)
-        self._file = open(path, "ab", buffering=0)  # what could not be written is not tried again by close
+        return first is not None and first <= step
+
+    def _open(self) -> None:
+        self._file = open(self._path, "ab", buffering=0)  # what could not be written is not tried again by close
+        self._bytes = os.path.getsize(self._path)
+
+    def _rotate(self) -> None:
+        self._file.close()
+        stem, end = os.path.splitext(self._path)
+        os.replace(self._path, f"{stem}.{len(files(self._run_dir)):06d}{end}")
+        self._open()
 
     def write(self, line: dict) -> None:
         """IoError: the system took none or only part of it; a torn line is left out by `read`."""
@@ -71,6 +117,10 @@ class Writer:
                 f"[metrics] cannot write {self._file.name}: {cause}, expected room; steps that were committed are in the journal, "
                 "resume goes on with them"
             )
+
+        self._bytes += n
+        if self._bytes >= self.MOST_BYTES:
+            self._rotate()
 
     def close(self) -> None:
         self._file.close()

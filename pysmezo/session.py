@@ -139,9 +139,9 @@ class Session:
         has_journal = os.path.exists(os.path.join(self.run_dir, JOURNAL_FILE))
         if os.path.exists(os.path.join(self.run_dir, RUN_FILE)):
             found = read_run(self.run_dir)
-            if not has_journal and (done := metrics.read(self.run_dir)):
+            if not has_journal and next(metrics.lines(self.run_dir), None):
                 raise ArgumentError(
-                    f"[run] {self.run_dir} has measurements of {len(done)} steps but no journal.smz, expected it: it is the run; "
+                    f"[run] {self.run_dir} has measurements of steps but no journal.smz, expected it: it is the run; "
                     "put it back, or name another --run-dir"
                 )
             if has_journal:

@@ -109,10 +109,12 @@ class Trainer:
     def fit(self) -> FitResult:
         run = self.run
         writer = metrics.Writer(run.run_dir, run.step) if run.run_dir else None
-        earlier = [line for line in metrics.read(run.run_dir) if "type" not in line] if run.run_dir else []
-        seconds = sum(line["seconds"] for line in earlier)
-        peak = max((line["peak_rss_bytes"] for line in earlier), default=0)
-        skipped = sum(line["skipped"] for line in earlier)
+        seconds, peak, skipped = 0.0, 0, 0
+        for line in metrics.lines(run.run_dir) if run.run_dir else ():
+            if "type" not in line:
+                seconds += line["seconds"]
+                peak = max(peak, line["peak_rss_bytes"])
+                skipped += line["skipped"]
         self.stop = False
         try:
             if run.step < self.steps and not run.started:

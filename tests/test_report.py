@@ -93,3 +93,21 @@ def test_without_matplotlib_one_clear_line(tmp_path):
     assert done.stderr.splitlines() == [
         "ArgumentError: [report] the package matplotlib is not installed, expected it: pip install matplotlib"
     ]
+
+
+def test_a_long_runs_measurements_are_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.Writer, "MOST_BYTES", 200)
+    w = metrics.Writer(tmp_path, 0)
+    for s in range(1, 41):
+        w.write({"step": s, "loss": 0.5})
+    w.close()
+    assert len(metrics.files(tmp_path)) > 4
+    assert [x["step"] for x in metrics.lines(tmp_path)] == list(range(1, 41))
+    # Back to a step that lies in an older file, and on from there.
+    w = metrics.Writer(tmp_path, 11)
+    assert [x["step"] for x in metrics.lines(tmp_path)] == list(range(1, 12))
+    for s in range(12, 31):
+        w.write({"step": s, "loss": 0.25})
+    w.close()
+    assert [x["step"] for x in metrics.read(tmp_path)] == list(range(1, 31))
+    assert metrics.read(tmp_path)[-1]["loss"] == 0.25

@@ -103,7 +103,7 @@ def fork(a):
         content["forked_from"] = {"run_dir": a.run_dir, "step": at}
         write_run(a.out, content)
         writer = metrics.Writer(a.out, 0)
-        for line in metrics.read(a.run_dir):
+        for line in metrics.lines(a.run_dir):
             if line.get("step", 0) <= at:
                 writer.write(line)
         writer.close()
