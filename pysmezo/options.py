@@ -66,7 +66,11 @@ def positive_or_auto(value):
 
 
 def path(value) -> str:
-    if not isinstance(value, (str, os.PathLike)):
+    try:
+        bad = b"\0" in os.fsencode(value)
+    except (TypeError, UnicodeEncodeError):  # not a text, or half a character in it
+        bad = True
+    if bad:
         raise ValueError("a path")
     return os.path.abspath(os.path.expanduser(value))
 
@@ -225,7 +229,7 @@ def settings(given: dict, defaults: dict | None = None) -> tuple[dict, object]:
     """
     defaults = dict(defaults or {})
     if given.get("delta") is not None and "method" not in given:
-        found = described_by_delta(path(given["delta"]))
+        found = described_by_delta(converted(path, given["delta"], "--delta"))
         # Fields of another method than the delta's are defaults of nothing.
         defaults = {k: v for k, v in defaults.items() if k in BY_NAME} | found
     out = {}
