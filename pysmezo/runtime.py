@@ -18,10 +18,6 @@ from .methods import SparseMeZO, _Method, described_by_delta, described_by_journ
 from .results import ProbeResult, StepResult
 
 
-def _is_path(x) -> bool:
-    return isinstance(x, (str, os.PathLike))
-
-
 class Runtime:
     """A model that trains. Use `Runtime.from_pretrained`; a context manager closes it."""
 
@@ -102,25 +98,15 @@ class Runtime:
                 raise ArgumentError(f"[{name}] {value!r}, expected a positive number or 'auto'")
         memory.parse_bytes(memory_budget)
         planning.device_bytes(device, memory_budget)
-        if _is_path(task):
-            from .tasks import Task
-
-            task = Task.from_yaml(task)
         if dtype in planning.QUANTIZED:
             planning.planner(model, method, dtype)
-        rss_at_open = memory.rss_bytes()
-        memory.reset_peak()
-        engine = _core.Engine(
-            **planning.engine_arguments(
-                model, method, memory_budget=memory_budget, run_dir=run_dir, seed=seed, dtype=dtype, threads=threads,
-                operand=operand, reduction=reduction, sync_every=sync_every, delta=delta, values=values,
-                generation_every=generation_every, stream_trained=stream_trained, n_readers=n_readers,
-                ring_bytes=ring_bytes, cached_reads=cached_reads, device=device,
-            )
+        arguments = planning.engine_arguments(
+            model, method, memory_budget=memory_budget, run_dir=run_dir, seed=seed, dtype=dtype, threads=threads,
+            operand=operand, reduction=reduction, sync_every=sync_every, delta=delta, values=values,
+            generation_every=generation_every, stream_trained=stream_trained, n_readers=n_readers,
+            ring_bytes=ring_bytes, cached_reads=cached_reads, device=device,
         )  # fmt: skip
-        return cls(
-            engine, method, lr, eps, seed, task, Path(model), None if run_dir is None else Path(run_dir), rss_at_open
-        )
+        return cls._open(arguments, method, lr, eps, task)
 
     @classmethod
     def from_journal(
@@ -145,18 +131,25 @@ class Runtime:
         if to is not None and not (isinstance(to, int) and 0 <= to < _core.ALL_RECORDS):
             raise ArgumentError(f"[replay] step {to!r}, expected a step of the journal, or 0 for the base")
         method, options = described_by_journal(journal, index)
-        if _is_path(task):
+        arguments = planning.engine_arguments(
+            model, method, memory_budget=memory_budget, cached_reads=cached_reads, threads=threads, delta=delta, journal=journal, replay_to=to,
+            **options,
+        )  # fmt: skip
+        return cls._open(arguments, method, "auto", "auto", task)  # lr and eps are the journal's
+
+    @classmethod
+    def _open(cls, arguments: dict, method, lr, eps, task) -> Runtime:
+        if isinstance(task, (str, os.PathLike)):
             from .tasks import Task
 
             task = Task.from_yaml(task)
         rss_at_open = memory.rss_bytes()
         memory.reset_peak()
-        arguments = planning.engine_arguments(
-            model, method, memory_budget=memory_budget, cached_reads=cached_reads, threads=threads, delta=delta, journal=journal, replay_to=to,
-            **options,
-        )  # fmt: skip
-        engine = _core.Engine(**arguments)
-        return cls(engine, method, engine.lr, engine.eps, options["seed"], task, Path(model), None, rss_at_open)
+        engine, run_dir = _core.Engine(**arguments), arguments["run_dir"]
+        model = Path(arguments["model_dir"])
+        return cls(
+            engine, method, lr, eps, arguments["seed"], task, model, Path(run_dir) if run_dir else None, rss_at_open
+        )
 
     def __enter__(self) -> Runtime:
         return self
