@@ -1,6 +1,6 @@
 # setup: environment and extension (no torch).  demo: setup, model and data packages, the demo.  test: everything checked.
 # bench: the C++ benchmark programs that `python -m benchmarks.noise`, `.gemm` and `.quantized` run.
-# fuzz: every C++ reader of files, SECONDS each, with sanitizers.
+# fuzz: every C++ reader of files, EXECUTIONS of each, with sanitizers.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,14 +18,14 @@ test: setup $(VENV)/.stamp-test
 	$(BIN)/python tools/check full
 
 BUILD = build/`$(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'`
-SECONDS ?= 60
+EXECUTIONS ?= 200000
 
 bench: setup
 	$(BIN)/cmake --build $(BUILD) --target noise_bench gemm_bench quantized_bench
 
 fuzz: setup
 	$(BIN)/cmake --build $(BUILD) --target fuzz
-	$(BUILD)/fuzz $(SECONDS)
+	$(BUILD)/fuzz $(EXECUTIONS)
 
 # --no-build-isolation: the build tools stay in the environment, where later builds of the extension find them.
 $(VENV)/.stamp-setup: pyproject.toml setup.py Makefile

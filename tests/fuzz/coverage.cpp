@@ -6,6 +6,8 @@
 // <sanitizer/allocator_interface.h>, which not every compiler brings.
 extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, size_t),
                                                          void (*)(const volatile void*));
+extern "C" const char
+    __executable_start;  // of the linker: edges are counted from it, or they would differ from run to run
 extern "C" size_t __sanitizer_get_allocated_size(const volatile void*);
 
 namespace {
@@ -32,7 +34,8 @@ void gives(const volatile void* p) {
 }  // namespace
 
 extern "C" void __sanitizer_cov_trace_pc() {
-  const auto pc = reinterpret_cast<uintptr_t>(__builtin_return_address(0));
+  const uintptr_t pc = reinterpret_cast<uintptr_t>(__builtin_return_address(0)) -
+                       reinterpret_cast<uintptr_t>(&__executable_start);
   const size_t edge = (pc ^ (before << 1)) % kEdges;
   before = pc;
   if (now[edge] == 0 && n_touched < kEdges) touched[n_touched++] = edge;
@@ -58,6 +61,11 @@ bool new_edges() {
     found = true;
   }
   return found;
+}
+
+void forget_all_edges() {
+  forget_edges();
+  for (uint8_t& e : ever) e = 0;
 }
 
 size_t n_edges() {
