@@ -29,13 +29,17 @@ def plain(x):
 
 def files(run_dir) -> list[str]:
     """Those there are, oldest first: full ones are numbered, the newest is NAME."""
-    stem, end = os.path.splitext(NAME)
     try:
         names = os.listdir(run_dir)
     except FileNotFoundError:
         return []
-    numbered = sorted(n for n in names if re.fullmatch(rf"{stem}\.\d{{6}}{end}", n))
+    numbered = sorted(n for n in names if n != NAME and is_name(n))
     return [os.path.join(run_dir, n) for n in (*numbered, NAME) if n in names]
+
+
+def is_name(name: str) -> bool:
+    stem, end = os.path.splitext(NAME)
+    return re.fullmatch(rf"{stem}(\.\d{{6}})?{end}", name) is not None
 
 
 def lines(run_dir) -> Iterator[dict]:
@@ -43,10 +47,11 @@ def lines(run_dir) -> Iterator[dict]:
     left out.
     """
     for path in files(run_dir):
-        yield from _lines_of(path)
+        yield from lines_of(path)
 
 
-def _lines_of(path) -> Iterator[dict]:
+def lines_of(path) -> Iterator[dict]:
+    """Of one file."""
     with open(path, encoding="utf-8", errors="replace") as f:
         for text in f:
             try:
@@ -86,7 +91,7 @@ class Writer:
         """True when the file begins early enough that no older one can have later lines."""
         first = None
         with open(path + ".tmp", "w", encoding="utf-8") as f:
-            for line in _lines_of(path):
+            for line in lines_of(path):
                 first = line["step"] if first is None else first
                 if line["step"] <= step:
                     f.write(json.dumps(line) + "\n")

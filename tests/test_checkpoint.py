@@ -311,5 +311,8 @@ def test_export_is_a_verb(bases, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "12 bytes a value" in out
     assert json.loads(out.splitlines()[-1])["modules"] == 14
+    assert verb("inspect", tmp_path / "adapter", "--json") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["kind"] == "PEFT adapter" and found["files"]["adapter_model.safetensors"]["n_tensors"] == 28
     with pytest.raises(FormatError):
         Runtime.from_pretrained(bases["bf16"], delta=tmp_path / "adapter/adapter_model.safetensors")

@@ -199,6 +199,8 @@ def test_train_eval_inspect(task_dir, tmp_path, capsys):
         (run_dir, "run folder"),
         (run_dir / "journal.smz", "journal"),
         (run_dir / "tokens-train.ids", "id file"),
+        (run_dir / "metrics.jsonl", "metrics"),
+        (run_dir / "run.json", "settings of a run"),
         (result["delta_path"], "delta"),
         (task_dir / "model", "model folder"),
         (task_dir / "model" / "model.safetensors", "safetensors"),

@@ -18,10 +18,14 @@ JOURNAL_MAGIC = b"smezoJ\r\n"
 # A safetensors header is at most this long (its own specification).
 MAX_HEADER_BYTES = 100_000_000
 KEPT_FILE = "kept.safetensors"  # csrc/store/originals.h
+ADAPTER_FILE = "adapter_config.json"
 
 
 def add_flags(parser, verb: str) -> None:
-    parser.add_argument("path", help="run folder, model folder, journal, delta, safetensors or id file")
+    parser.add_argument(
+        "path",
+        help="run folder, model folder, adapter, journal, delta, safetensors, id file, run.json or metrics.jsonl",
+    )
 
 
 def run(arguments, verb: str):
@@ -37,8 +41,11 @@ def explain(path) -> dict:
             return run_folder(path)
         if os.path.exists(os.path.join(path, "config.json")):
             return model_folder(path)
+        if os.path.exists(os.path.join(path, ADAPTER_FILE)):
+            return adapter(path)
         raise ArgumentError(
-            f"[inspect] {path} holds neither {RUN_FILE} nor config.json, expected a run folder or a model folder"
+            f"[inspect] {path} holds neither {RUN_FILE} nor config.json nor {ADAPTER_FILE}, expected the folder of a "
+            "run, a model or an adapter"
         )
     if os.path.exists(path) and not os.path.isfile(path):
         raise ArgumentError(f"[inspect] {path}, expected a plain file or a folder")
@@ -53,9 +60,45 @@ def explain(path) -> dict:
         return journal(path)
     if str(path).endswith(".safetensors"):
         return safetensors(path)
+    folder, name = os.path.split(os.path.abspath(path))
+    if name == RUN_FILE:
+        return {"kind": "settings of a run", "path": str(path), **read_run(folder)}
+    if metrics.is_name(name):
+        return metrics_file(path)
     raise ArgumentError(
-        f"[inspect] {path} begins with {head!r}, expected a journal, an id file or a file that ends in .safetensors"
+        f"[inspect] {path} begins with {head!r}, expected a journal, an id file, a file that ends in .safetensors, "
+        f"{RUN_FILE} or {metrics.NAME}"
     )
+
+
+def metrics_file(path) -> dict:
+    n_steps = n_others = 0
+    first = last = None
+    for line in metrics.lines_of(path):
+        if "type" in line:
+            n_others += 1
+            continue
+        n_steps, first, last = n_steps + 1, first or line, line
+    out = {"kind": "metrics", "path": str(path), "file_bytes": os.path.getsize(path), "n_steps": n_steps}
+    out["n_others"] = n_others
+    return out | ({} if last is None else {"first_step": first["step"], "last": last})
+
+
+def adapter(path) -> dict:
+    """A SHiRA adapter as `export --peft` writes it, or any other of PEFT's in safetensors."""
+    with open(os.path.join(path, ADAPTER_FILE), encoding="utf-8") as f:
+        try:
+            config = json.load(f)
+            described = {k: config[k] for k in ("peft_type", "r", "base_model_name_or_path") if k in config}
+        except (ValueError, TypeError, RecursionError):
+            raise FormatError(f"[inspect] {path}/{ADAPTER_FILE} is not a JSON object, expected one of PEFT's") from None
+    names = sorted(n for n in os.listdir(path) if n.endswith(".safetensors"))
+    return {
+        "kind": "PEFT adapter",
+        "path": str(path),
+        **described,
+        "files": {n: safetensors(os.path.join(path, n)) for n in names},
+    }
 
 
 def id_file(path) -> dict:
