@@ -187,9 +187,11 @@ void fuzz(const Target& t, int64_t n_executions, uint64_t seed) {
 
 #if defined(__SANITIZE_ADDRESS__)
 extern "C" void __sanitizer_set_death_callback(void (*)());
-// Stacks of allocations, most of them through code without frame pointers, are never the same twice: kept, they
-// slow the run down more and more.
-extern "C" const char* __asan_default_options() { return "malloc_context_size=1:quarantine_size_mb=8"; }
+// Stacks of allocations, most of them through code without frame pointers, are never the same twice: kept,
+// they slow the run down more and more.
+extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
+  return "malloc_context_size=0:quarantine_size_mb=8";
+}
 #endif
 
 int main(int argc, char** argv) {
