@@ -27,6 +27,24 @@ template <class E>
   throw E(std::string("[") + where + "] " + what);
 }
 template <class E>
+[[noreturn]] void fail_named(const std::string& path, const E& e) {
+  const std::string text = e.what();
+  const size_t at = text.find("] ") + 2;
+  throw E(text.find(path) != std::string::npos ? text
+                                               : text.substr(0, at) + "'" + path + "': " + text.substr(at));
+}
+// body(), which knows the content of a file and not its name: what it finds wrong is told with the name.
+template <class Body>
+auto named(const std::string& path, const Body& body) {
+  try {
+    return body();
+  } catch (const FormatError& e) {
+    fail_named(path, e);
+  } catch (const ArgumentError& e) {
+    fail_named(path, e);
+  }
+}
+template <class E>
 void check(bool ok, const char* where, const std::string& what) {
   if (!ok) fail<E>(where, what);
 }

@@ -139,7 +139,10 @@ static uint32_t id_of(const Engine::Impl& m, const std::string& name) {
 }
 
 void Engine::Impl::check_state(const StateReader& file, const std::string& where) const {
-  const RunHeader made_by = run_header_from_json(file.header().method_json);
+  const RunHeader made_by = named(where, [&] { return run_header_from_json(file.header().method_json); });
+  check<FormatError>(made_by.masks.size() == parameters.size(), "delta",
+                     where + " has " + std::to_string(made_by.masks.size()) + " masks, expected " +
+                         std::to_string(parameters.size()) + ", one a tensor; damaged?");
   for (const auto& [key, value] : header.mathematics) {
     const auto found = made_by.mathematics.find(key);
     check<FormatError>(found != made_by.mathematics.end() && found->second == value, "delta",
@@ -153,7 +156,13 @@ void Engine::Impl::check_state(const StateReader& file, const std::string& where
     check<ArgumentError>(t.dtype == header.values, "delta",
                          where + " holds '" + t.name + "' as " + values_name(t.dtype) + ", this run keeps " +
                              values_name(header.values) + "; set values to match");
-    if (!t.packed) continue;
+    if (!t.packed) {
+      const int64_t n = store->shape(id).n();
+      check<FormatError>(t.n() == n && !store->overlay(id), "delta",
+                         where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
+                             std::to_string(n));
+      continue;
+    }
     const std::string differs = support_difference(header, made_by, id);
     check<ArgumentError>(
         differs.empty(), "delta",
@@ -181,9 +190,6 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
       continue;
     }
     if (!t.packed) {
-      check<FormatError>(t.n() == w.n(), "delta",
-                         where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
-                             std::to_string(w.n()));
       std::memcpy(w.data, values, static_cast<size_t>(w.n() * plane_element_bytes(w.dtype)));
       if (tail) std::memcpy(w.tail, tail, static_cast<size_t>(w.n()));
       file.release(i);
@@ -369,6 +375,10 @@ void Engine::Impl::load_generation(uint32_t watermark, uint32_t chain) {
                      "'" + file.path() + "' is of step " + std::to_string(watermark) +
                          " of another journal, expected one of " + journal_path + " (" +
                          std::to_string(n_committed) + " steps); was the journal replaced?");
+  for (uint32_t id = 0; id < parameters.size(); ++id) {
+    check<FormatError>(!selection.tensors[id].trained || file.find(parameters[id].name) >= 0, "generation",
+                       file.path() + " has no '" + parameters[id].name + "', expected all that trains");
+  }
   take_state(*this, file, file.path());
   newest_generation = watermark;
 }

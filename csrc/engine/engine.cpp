@@ -101,10 +101,22 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
   const uint32_t watermark = usable == newest_first.end() ? 0 : *usable;
   uint32_t chain = 0;
   std::vector<Record> records;  // after the watermark
+  uint32_t last = 0;
   const auto on_record = [&](const Record& r, uint32_t at) {
     check<FormatError>(r.kind == RecordKind::step || r.kind == RecordKind::skipped, "journal",
                        path + ": a record of kind " + std::to_string(static_cast<int>(r.kind)) +
                            ", expected a step; written by a newer release?");
+    if (r.step != last + 1)
+      fail<FormatError>("journal", path + ": a record of step " + std::to_string(r.step) + " after " +
+                                       std::to_string(last) +
+                                       ", expected one a step; put together by another program?");
+    last = r.step;
+    bool finite = std::isfinite(r.lr) && std::isfinite(r.decay);
+    for (const float g : r.scalars) finite &= std::isfinite(g);
+    if (!finite && r.kind == RecordKind::step)
+      fail<FormatError>("journal",
+                        path + ": step " + std::to_string(r.step) +
+                            " has a number that is not finite, expected it recorded as skipped (I11)");
     if (r.step > options.replay_to) return;
     n_committed = r.step;
     replayed_chain = at;
@@ -121,7 +133,12 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
     journal = std::make_unique<Journal>(Journal::open(path, on_record));
     state = journal->state();
   }
-  const RunHeader found = run_header_from_json(state.header_json);
+  const RunHeader found = named(path, [&] { return run_header_from_json(state.header_json); });
+  for (const Record& r : records)
+    if (static_cast<int>(r.scalars.size()) != found.method.queries)
+      fail<FormatError>("journal", path + ": step " + std::to_string(r.step) + " has " +
+                                       std::to_string(r.scalars.size()) + " scalars, expected " +
+                                       std::to_string(found.method.queries) + ", one a query");
   std::optional<StateReader> delta;
   if (!options.delta.empty()) {
     delta = open_delta(options.delta, header.base_fingerprint);

@@ -40,11 +40,23 @@ const KindRow& kind_row(const std::string& name) {
   fail<ArgumentError>("method", "'" + name + "', expected one of " + known);
 }
 
-// '*' any run, '?' any one character.
+// '*' any run, '?' any one character. Only the last '*' is tried again: a pattern comes from a file that
+// somebody sent, and trying all of them takes time that grows exponentially with their number.
 bool glob(const char* p, const char* s) {
-  if (!*p) return !*s;
-  if (*p == '*') return glob(p + 1, s) || (*s && glob(p, s + 1));
-  return *s && (*p == '?' || *p == *s) && glob(p + 1, s + 1);
+  const char *star = nullptr, *begin = nullptr;
+  while (*s) {
+    if (*p == '*') {
+      star = ++p, begin = s;
+    } else if (*p == '?' || *p == *s) {
+      ++p, ++s;
+    } else if (star) {
+      p = star, s = ++begin;
+    } else {
+      return false;
+    }
+  }
+  while (*p == '*') ++p;
+  return !*p;
 }
 
 }  // namespace
@@ -133,13 +145,14 @@ void place_index_sets(const MethodConfig& m, const std::vector<bool>& trained, u
     const TensorRequest& r = store.request(id);
     std::vector<int64_t> elements;
     if (file) {
-      if (const TensorEntry* t = file->find(r.name)) elements = listed_elements(*file, *t);
+      if (const TensorEntry* t = file->find(r.name))
+        elements = named(m.index, [&] { return listed_elements(*file, *t); });
     } else {
       const int64_t n = r.rows * r.cols, k = n_of[id];
       elements.reserve(static_cast<size_t>(k));
       for (int64_t i = 0; i < k; ++i) elements.push_back(random_index_at(run_seed, id, n, k, i));
     }
-    store.set_overlay(id, make_overlay(elements, r.rows, r.cols));
+    store.set_overlay(id, named(m.index, [&] { return make_overlay(elements, r.rows, r.cols); }));
   }
 }
 

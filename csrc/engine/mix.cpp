@@ -21,7 +21,7 @@ struct Delta {
 class Changes {
  public:
   Changes(const Delta& delta, uint32_t id, const std::string& name, const IndexOverlay* overlay)
-      : weight_(delta.weight), overlay_(overlay) {
+      : path_(delta.file.path()), weight_(delta.weight), overlay_(overlay) {
     const int64_t found = delta.file.find(name);
     if (found < 0) return;
     const size_t i = static_cast<size_t>(found);
@@ -40,12 +40,14 @@ class Changes {
     if (values_.data == nullptr) return;
     for (int64_t i = 0; i < n; ++i) {
       if (packed_ && !overlay_ && !mask_at(direction_, static_cast<uint64_t>(e0 + i), w0[i])) continue;
-      check<FormatError>(next_ < values_.cols, "delta", "fewer values than elements that it selects");
+      check<FormatError>(next_ < values_.cols, "delta",
+                         path_ + " has fewer values than elements that it selects");
       sum[i] += weight_ * (static_cast<double>(decode_at(values_, next_++)) - static_cast<double>(w0[i]));
     }
   }
 
  private:
+  std::string path_;
   WeightView values_;
   bool packed_ = false;
   double weight_;
@@ -68,7 +70,7 @@ void Engine::use(const std::vector<std::pair<std::string, double>>& paths) {
   for (const auto& [path, weight] : paths) {
     StateReader file = open_delta(path, m.header.base_fingerprint);
     m.check_state(file, path);
-    RunHeader made_by = run_header_from_json(file.header().method_json);
+    RunHeader made_by = run_header_from_json(file.header().method_json);  // proved by check_state
     deltas.push_back({std::move(file), std::move(made_by), weight});
   }
   m.mixed = !deltas.empty();

@@ -1,7 +1,9 @@
 #include "engine/run_header.h"
 
 #include <charconv>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "base/error.h"
 #include "io/json.h"
@@ -49,7 +51,10 @@ Json bits(float x) {
   return Json(u);
 }
 float from_bits(const Json& j, const std::string& what) {
-  const uint32_t u = static_cast<uint32_t>(j.as_int(what));
+  const int64_t wide = j.as_int(what);
+  check<FormatError>(wide >= 0 && wide <= std::numeric_limits<uint32_t>::max(), what.c_str(),
+                     std::to_string(wide) + ", expected the 32 bits of a number");
+  const uint32_t u = static_cast<uint32_t>(wide);
   float x;
   std::memcpy(&x, &u, 4);
   return x;
@@ -123,7 +128,10 @@ static RunHeader parsed(const Json& j, const char* where) {
   h.method.trains = m.at("trains", what).as_string(what);
   h.method.sparsity = m.at("sparsity", what).as_double(what);
   h.method.noise = noise_from_name(m.at("noise", what).as_string(what));
-  h.method.queries = static_cast<int>(m.at("queries", what).as_int(what));
+  const int64_t queries = m.at("queries", what).as_int(what);
+  check<FormatError>(queries >= 1 && queries <= kMaxQueries, where,
+                     std::to_string(queries) + " queries, expected 1 to " + std::to_string(kMaxQueries));
+  h.method.queries = static_cast<int>(queries);
   h.method.weight_decay = m.at("weight_decay", what).as_double(what);
   if (h.method.has_index_set()) {
     h.method.fraction = m.at("fraction", what).as_double(what);
@@ -139,6 +147,10 @@ static RunHeader parsed(const Json& j, const char* where) {
                      "seed '" + seed + "', expected a number");
   h.lr = from_bits(j.at("lr_bits", what), what);
   h.eps = from_bits(j.at("eps_bits", what), what);
+  // 0: a delta of a run that had not begun.
+  check<FormatError>(std::isfinite(h.lr) && h.lr >= 0 && std::isfinite(h.eps) && h.eps >= 0, where,
+                     "lr " + std::to_string(h.lr) + " and eps " + std::to_string(h.eps) +
+                         ", expected finite numbers not below 0");
   for (const Json& row : j.at("masks", what).as_array(what)) {
     const Json::Array& r = row.as_array(what);
     check<FormatError>(r.size() == 4, "journal header",
@@ -184,8 +196,6 @@ std::string support_difference(const RunHeader& a, const RunHeader& b, uint32_t 
       return "fraction " + digits(a.method.fraction) + ", it has " + digits(b.method.fraction);
     return seeds();
   }
-  check<FormatError>(a.masks.size() == b.masks.size(), "delta",
-                     std::to_string(b.masks.size()) + " masks, expected " + std::to_string(a.masks.size()));
   const Mask &mine = a.masks[id], &its = b.masks[id];
   if (mine.kind != its.kind || mine.h != its.h || mine.keep != its.keep)
     return "sparsity " + digits(a.method.sparsity) + ", it has " + digits(b.method.sparsity);

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "io/crc32c.h"
+#include "io/json.h"
 
 namespace smezo {
 namespace {
@@ -126,6 +127,7 @@ JournalState read_header(const File& file) {
   if (crc32c(h.data(), head_bytes + padded) != s.tail_checksum)
     bad(file.path(), "the header's checksum is wrong; the file is damaged");
   s.header_json.assign(reinterpret_cast<const char*>(h.data()) + head_bytes, n_json);
+  if (!is_utf8(s.header_json)) bad(file.path(), "a header that is not UTF-8, expected JSON; damaged?");
   s.salt = get32(&h[16]) | uint64_t{get32(&h[20])} << 32;
   s.n_bytes = static_cast<int64_t>(h.size());
   return s;

@@ -346,7 +346,8 @@ std::map<std::string, std::string> mathematics(const ModelConfig& c) {
 }
 
 ModelConfig load_config(const std::string& folder) {
-  return parse_config(read_all(join(folder, "config.json")));
+  const std::string path = join(folder, "config.json");
+  return named(path, [&] { return parse_config(read_all(path)); });
 }
 
 }  // namespace smezo

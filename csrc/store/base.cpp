@@ -89,7 +89,9 @@ Base::Base(const std::string& folder, const std::vector<TensorRequest>& requests
     : file_(Safetensors::open(folder)) {
   check_names(requests);
   tensors_.reserve(requests.size());
-  for (const TensorRequest& r : requests) find(r);
+  named(file_.n_shards() == 1 ? file_.shard_path(0) : folder, [&] {
+    for (const TensorRequest& r : requests) find(r);
+  });
   const std::string kept = join(folder, kKeptFile);
   if (file_exists(kept)) originals_.emplace(kept);
   check_originals();
@@ -229,6 +231,15 @@ void Base::find_int8(const TensorRequest& r, BaseTensor& out) const {
   check<FormatError>(scales != nullptr && scales->n == r.rows, "store",
                      "tensor '" + r.name + "' is I8 without its " + std::to_string(r.rows) +
                          " row scales, expected 'SCB' beside it, as bitsandbytes writes");
+  // Other layouts are tiled for a GPU: old versions wrote them.
+  if (const TensorEntry* t = file_.find(int8_sibling(r.name, "weight_format"))) {
+    uint8_t layout = 0;
+    if (t->dtype == "U8" && t->n == 1) file_.read(*t, 0, 1, &layout);
+    check<FormatError>(t->dtype == "U8" && t->n == 1 && layout == 0, "store",
+                       "'" + t->name + "' is " + t->dtype + " " + shape_text(t->shape) + " with layout " +
+                           std::to_string(layout) +
+                           ", expected one U8 that is 0 (rows); save it again with a newer bitsandbytes");
+  }
   out.dtype = DType::I8;
   out.fixed = floats(*scales);
   out.scales.absmax = out.fixed.data();

@@ -82,7 +82,9 @@ class Quantizer {
 };
 
 void Quantizer::plan() {
-  config_ = Json::parse(read_all(join(from_, "config.json")), "config.json");
+  const std::string path = join(from_, "config.json");
+  config_ = Json::parse(read_all(path), "'" + path + "'");
+  config_.as_object("'" + path + "'");
   check<ArgumentError>(config_.find("quantization_config") == nullptr, "quantize",
                        "config.json of '" + from_ +
                            "' has a quantization_config: it is quantized already, "
@@ -96,11 +98,13 @@ void Quantizer::plan() {
   for (const TensorEntry* t : entries) {
     Row row{t, is_block_linear(t->name, t->shape), {}};
     check<ArgumentError>(!row.quantized || is_float(t->dtype), "quantize",
-                         "tensor '" + t->name + "' has dtype " + t->dtype +
+                         "tensor '" + t->name + "' in " + base_.shard_path(t->shard) + " has dtype " +
+                             t->dtype +
                              ", expected F32, F16 or BF16: it is quantized already, or in a format this "
                              "version does not read");
     if (row.quantized) {
-      row.to = quantized_tensors(t->name, t->shape[0], t->shape[1], format_);
+      row.to = named(base_.shard_path(t->shard),
+                     [&] { return quantized_tensors(t->name, t->shape[0], t->shape[1], format_); });
       ++result.n_quantized;
     } else {
       row.to.specs = {{t->name, t->dtype, t->shape}};
@@ -135,7 +139,8 @@ void Quantizer::plan_originals() {
 
 IndexOverlay Quantizer::set_of(const TensorEntry& t, const TensorEntry& list) const {
   const int64_t cols = t.shape.empty() ? 1 : t.shape.back();
-  return make_overlay(listed_elements(*index_, list), cols > 0 ? t.n / cols : 0, cols);
+  return named(keep_.index,
+               [&] { return make_overlay(listed_elements(*index_, list), cols > 0 ? t.n / cols : 0, cols); });
 }
 
 void Quantizer::write(const std::string& folder, int64_t shard_bytes, const OnProgress& progress) {
