@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_llama
 import tiny_task
-from quick import quickly
+from quick import measures_memory, quickly
 
 from pysmezo import PysmezoError, _draw_memory, cli, held, memory, methods, packing, planning
 from pysmezo.verbs import bench_memory
@@ -77,6 +77,7 @@ def samples_of(rows):
     return [r for r in rows if r["type"] == "sample"]
 
 
+@measures_memory
 def test_result(measured, model):
     name, r, rows, text = measured
     assert set(r) == KEYS
@@ -130,6 +131,7 @@ def test_samples_follow_the_run(measured):
     assert longest < 50 * held.INTERVAL_S
 
 
+@measures_memory
 def test_what_the_engine_counts_is_there(measured):
     """What has grown since the opening is at least what is counted, and no more than that and the allowance."""
     _, r, rows, _ = measured
@@ -144,6 +146,7 @@ def test_what_the_engine_counts_is_there(measured):
     assert sum(grown.values()) <= allowed + SLACK_BYTES
 
 
+@measures_memory
 def test_purposes_add_up(measured):
     name, r, rows, _ = measured
     for sample, parts in held.purposes(rows):
