@@ -2,11 +2,11 @@
 again.
 
 A run of SmolLM2 (random weights without --demo) with SparseMeZO is killed with SIGKILL at random moments, a quarter of
-them while it opens, and opened anew, until it has been killed so often; then it trains three steps more. Twice: with
-everything in memory, and within a budget, where a generation is written every other step. After every kill the journal
-must hold every step that was acknowledged and begin with the bytes that it held before; at the end records and weights
-must be those of a run that nobody disturbed. Seconds to reopen are those from the start of the process to its first
-new step.
+them while it opens, and opened anew, until it has been killed 50 times; then it trains three steps more, and another
+run begins. With everything in memory, and within a budget, where a generation is written every other step. After every
+kill the journal must hold every step that was acknowledged and begin with the bytes that it held before; at the end
+records and weights must be those of a run that nobody disturbed. Seconds to reopen are those from the start of the
+process to its first new step.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ PLACEMENTS = {
     "streamed": {"memory_budget": 96 * MIB, "stream_trained": True, "generation_every": 2},
 }
 REOPEN_AT_MOST_S = 60
+KILLS_A_RUN = 50
 
 
 def train(model: str, run_dir: str, placement: str, until: int | None = None) -> None:
@@ -61,46 +63,43 @@ def journal_of(run_dir: Path) -> dict:
     return _core.read_journal(str(path)) if path.exists() else {"records": [], "n_bytes": 0}
 
 
-def kill_until(n_kills: int, start, run_dir: Path, moments: random.Random) -> dict:
-    """Kills what `start` starts so often. AssertionError: an acknowledged step is gone, or a committed byte changed."""
-    killed = while_opening = acknowledged = 0
-    before, opening, reopened, ended_at = b"", 1.0, [], set()
-    while killed < n_kills:
-        begin = time.monotonic()
-        process = start()
-        if early := moments.random() < 0.25:
-            time.sleep(moments.random() * opening)
-        else:
-            for i in range(moments.randint(1, 3)):
-                line = process.stdout.readline()
-                assert line, f"the run ended by itself with code {process.wait()}"
-                acknowledged = int(line)
-                if i == 0:
-                    opening = time.monotonic() - begin
-                    reopened.append(opening)
-                    step_began = time.monotonic()
-            time.sleep(moments.random() * max(0.05, time.monotonic() - step_began))
-        process.kill()
-        last = acknowledged
-        acknowledged = max([acknowledged, *map(int, process.stdout)])
-        process.wait()
-        killed += 1
-        while_opening += early and acknowledged == last
-        found = journal_of(run_dir)
-        bytes_now = (run_dir / "journal.smz").read_bytes()[: found["n_bytes"]] if found["n_bytes"] else b""
-        assert len(found["records"]) >= acknowledged, f"step {acknowledged} is not in the journal"
-        assert bytes_now.startswith(before), "what was committed has changed"
-        before = bytes_now
-        ended_at.add(len(found["records"]))
-        if killed % 25 == 0:
-            common.note(f"{killed} kills, {len(found['records'])} steps, reopened in {reopened[-1]:.1f} s")
-    return {
-        "kills": killed,
-        "while_opening": while_opening,
-        "ended_at_steps": len(ended_at),
-        "reopened_median_s": statistics.median(reopened),
-        "reopened_most_s": max(reopened),
-    }
+class Kills:
+    """What was found over all runs of a placement."""
+
+    def __init__(self, moments: random.Random):
+        self.moments, self.n, self.while_opening, self.reopened = moments, 0, 0, []
+
+    def kill(self, start, run_dir: Path, n_kills: int) -> int:
+        """Kills what `start` starts so often; returns the steps there are then. AssertionError: an acknowledged step is
+        gone, or a committed byte has changed."""
+        acknowledged, before, opening = 0, b"", 1.0
+        for _ in range(n_kills):
+            begin, process = time.monotonic(), start()
+            if early := self.moments.random() < 0.25:
+                time.sleep(self.moments.random() * opening)
+            else:
+                for i in range(self.moments.randint(1, 3)):
+                    line = process.stdout.readline()
+                    assert line, f"the run ended by itself with code {process.wait()}"
+                    acknowledged = int(line)
+                    if i == 0:
+                        opening = time.monotonic() - begin
+                        self.reopened.append(opening)
+                        step_began = time.monotonic()
+                time.sleep(self.moments.random() * max(0.05, time.monotonic() - step_began))
+            process.kill()
+            last = acknowledged
+            acknowledged = max([acknowledged, *map(int, process.stdout)])
+            process.wait()
+            self.n += 1
+            self.while_opening += early and acknowledged == last
+            found = journal_of(run_dir)
+            bytes_now = (run_dir / "journal.smz").read_bytes()[: found["n_bytes"]] if found["n_bytes"] else b""
+            assert len(found["records"]) >= acknowledged, f"step {acknowledged} is not in the journal"
+            assert bytes_now.startswith(before), "what was committed has changed"
+            before = bytes_now
+        common.note(f"{self.n} kills, reopened in {self.reopened[-1]:.1f} s after {len(found['records'])} steps")
+        return len(found["records"])
 
 
 def finish(model: Path, run_dir: Path, placement: str, until: int) -> tuple[list, bytes]:
@@ -115,13 +114,22 @@ def finish(model: Path, run_dir: Path, placement: str, until: int) -> tuple[list
 
 
 def measure(model: Path, placement: str, n_kills: int, folder: Path) -> dict:
-    killed, whole = folder / "killed", folder / "whole"
-    row = kill_until(n_kills, lambda: child(model, killed, placement), killed, random.Random(placement))
-    n_steps = len(journal_of(killed)["records"]) + 3
-    row["steps"] = n_steps
-    common.note(f"{placement}: {n_steps} steps once more, undisturbed")
-    row["bit_identical"] = finish(model, killed, placement, n_steps) == finish(model, whole, placement, n_steps)
-    return row
+    kills, n_steps, same = Kills(random.Random(placement)), 0, True
+    for first in range(0, n_kills, KILLS_A_RUN):
+        killed, whole = folder / f"killed-{first}", folder / f"whole-{first}"
+        n = 3 + kills.kill(lambda at=killed: child(model, at, placement), killed, min(KILLS_A_RUN, n_kills - first))
+        same &= finish(model, killed, placement, n) == finish(model, whole, placement, n)
+        n_steps += n
+        shutil.rmtree(killed)
+        shutil.rmtree(whole)
+    return {
+        "kills": kills.n,
+        "while_opening": kills.while_opening,
+        "steps": n_steps,
+        "reopened_median_s": statistics.median(kills.reopened),
+        "reopened_most_s": max(kills.reopened),
+        "bit_identical": same,
+    }
 
 
 def targets(rows: dict) -> list[dict]:

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from . import children, metrics
-from .errors import ArgumentError, PysmezoError
+from .errors import ArgumentError, FormatError, PysmezoError
 
 MIB = 2**20
 # Steps that the smoothed loss looks back over, as a share of the run.
@@ -24,8 +24,11 @@ def load(run_dir) -> tuple[list[dict], list[dict], dict, dict]:
     """(steps, evaluations, seconds by part, run.json)."""
     lines = metrics.read(run_dir)
     steps = [x for x in lines if "type" not in x]
+    path = os.path.join(run_dir, metrics.NAME)
     if not steps:
-        raise ArgumentError(f"[report] no step in {os.path.join(run_dir, metrics.NAME)}, expected at least one")
+        raise ArgumentError(f"[report] no step in {path}, expected at least one")
+    for step in steps:
+        _check(step, path)
     evaluations = [x for x in lines if x.get("type") == "eval"]
     parts: dict[str, float] = {}
     for step in steps:
@@ -38,6 +41,19 @@ def load(run_dir) -> tuple[list[dict], list[dict], dict, dict]:
     except PysmezoError:
         run = {}
     return steps, evaluations, parts, run
+
+
+def _check(step: dict, path: str) -> None:
+    """FormatError: a step without what is drawn of it."""
+    found = {key: step.get(key) for key in ("seconds", "peak_rss_bytes", "peak_anon_bytes")}
+    found["loss"] = 0.0 if step.get("loss", "") is None else step.get("loss")
+    parts = step.get("parts", {})
+    found |= parts if isinstance(parts, dict) else {"parts": parts}
+    for key, value in found.items():
+        if not isinstance(value, (int, float)):
+            raise FormatError(
+                f"[report] step {step['step']} in {path} has {key} {value!r}, expected a number; edited by hand?"
+            )
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:

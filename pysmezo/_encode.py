@@ -30,21 +30,28 @@ def load_tokenizer(model_dir):
     try:
         tokenizer = Tokenizer.from_file(path)
     except Exception as e:  # the library raises plain Exception
-        raise FormatError(f"[{WHERE}] {path}: {' '.join(str(e).split())}") from None
+        raise FormatError(
+            f"[{WHERE}] {path}: {' '.join(str(e).split())}, expected what the package tokenizers writes; damaged, or of a "
+            "newer version?"
+        ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def model_limit(model_dir) -> int:
-    """max_position_embeddings of config.json. (Dynamic rope goes further, one text at a time; training data does not.)"""
+def model_limits(model_dir) -> tuple[int, int | None]:
+    """(max_position_embeddings, vocab_size or None where it is not said) of config.json. (Dynamic rope goes further, one text at a time;
+    training data does not.)
+    """
     path = os.path.join(model_dir, "config.json")
     try:
         with open(path, encoding="utf-8") as f:
-            return int(json.load(f)["max_position_embeddings"])
+            config = json.load(f)
+        n_ids = config.get("vocab_size")
+        return int(config["max_position_embeddings"]), n_ids if isinstance(n_ids, int) else None
     except OSError as e:
         raise ArgumentError(f"[{WHERE}] {path}: {e.strerror}, expected a model folder with its config.json") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise FormatError(
             f"[{WHERE}] {path} has no max_position_embeddings, expected one: the longest text in tokens"
         ) from None
@@ -61,17 +68,32 @@ class Encoder:
     have one); those it would append are left off, since the answer follows the prompt.
     """
 
-    def __init__(self, tokenizer, task: Task, max_length: int, truncate: bool):
+    def __init__(self, tokenizer, task: Task, max_length: int, truncate: bool, model_dir):
         self.tokenizer, self.task, self.max_length, self.truncate = tokenizer, task, max_length, truncate
+        self.path, (_, self.n_ids) = os.path.join(model_dir, "tokenizer.json"), model_limits(model_dir)
         self.template = pieces(task.template)
         self.words = [pieces(w) for w in task.label_words]
-        plain = tokenizer.encode("a", add_special_tokens=False).ids
-        special = tokenizer.encode("a", add_special_tokens=True).ids
+        plain, special = (self._encoded(["a"], add)[0].ids for add in (False, True))
         starts = [i for i in range(len(special) - len(plain) + 1) if special[i : i + len(plain)] == plain]
         self.head = special[: starts[0]] if starts else []
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        return [self.head + e.ids for e in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        found = [self.head + e.ids for e in self._encoded(texts, False)]
+        most = max((max(own, default=0) for own in found), default=0)
+        if self.n_ids is not None and most >= self.n_ids:
+            raise FormatError(
+                f"[{WHERE}] {self.path} gives token id {most}, expected ids below {self.n_ids}, the vocab_size of "
+                "config.json; another model's tokenizer?"
+            )
+        return found
+
+    def _encoded(self, texts: list[str], add_special_tokens: bool) -> list:
+        try:
+            return self.tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        except Exception as e:  # the library raises plain Exception
+            raise FormatError(
+                f"[{WHERE}] {self.path}: {' '.join(str(e).split())}, expected it to encode any text"
+            ) from None
 
     def rows(self, rows: list[dict], places: list[str]) -> tuple[list[list[int]], list[list[list[int]]], list[int]]:
         """(prompts, options of each example, labels); places name the rows in errors ("line 3 of train.jsonl")."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator
 
@@ -94,13 +95,14 @@ def text_of(row: dict, column: str, at: str) -> str:
                 f"[{WHERE}] column {column!r} of {at} holds half a character (a lone surrogate), expected text"
             ) from None
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value):
         return str(value)
     if column not in row:
         raise ArgumentError(
             f"[{WHERE}] {at} has no column {column!r}, expected one of its columns: {', '.join(map(str, row))}"
         )
-    raise ArgumentError(f"[{WHERE}] column {column!r} of {at} holds {type(value).__name__}, expected a text")
+    found = str(value) if isinstance(value, float) else type(value).__name__
+    raise ArgumentError(f"[{WHERE}] column {column!r} of {at} holds {found}, expected a text")
 
 
 def label_of(row: dict, column: str, n_options: int, at: str) -> int:

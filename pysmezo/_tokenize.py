@@ -20,7 +20,7 @@ import os
 import sys
 
 from . import children, ids
-from ._encode import Encoder, load_tokenizer, model_limit
+from ._encode import Encoder, load_tokenizer, model_limits
 from ._rows import rows
 from .errors import ArgumentError, PysmezoError
 from .tasks import Task, load
@@ -64,7 +64,7 @@ def tokenize_file(model_dir, data, task: Task, out, max_length: int, truncate: b
     if not content:
         raise ArgumentError(f"[data] {data} holds no example, expected at least one")
     name = os.path.basename(data)
-    encoder = Encoder(load_tokenizer(model_dir), task, max_length, truncate)
+    encoder = Encoder(load_tokenizer(model_dir), task, max_length, truncate, model_dir)
     prompts, options, labels = encoder.rows(content, [f"line {n} of {name}" for n in lines])
     # Label words without columns may still tokenize differently after different prompts.
     shared = all(own == options[0] for own in options)
@@ -85,7 +85,7 @@ def _answer(request: dict, tokenizer, encoder: Encoder | None) -> dict:
 
 def serve(model_dir, task: Task | None, max_length: int, truncate: bool) -> None:
     tokenizer = load_tokenizer(model_dir)
-    encoder = Encoder(tokenizer, task, max_length, truncate) if task else None
+    encoder = Encoder(tokenizer, task, max_length, truncate, model_dir) if task else None
     for line in sys.stdin:
         try:
             answer = _answer(json.loads(line), tokenizer, encoder)
@@ -106,7 +106,7 @@ def main(argv=None) -> None:
     p.add_argument("--truncate", action="store_true")
     a = p.parse_args(argv)
     task = _task(a.task) if a.task else None
-    limit = model_limit(a.model)
+    limit, _ = model_limits(a.model)
     max_length = a.max_length if a.max_length is not None else limit
     if not 2 <= max_length <= limit:
         raise ArgumentError(f"[tokenize] max length {max_length}, expected 2 to {limit}, the model's own limit")

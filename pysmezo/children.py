@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 from . import errors
-from .errors import PysmezoError
+from .errors import PysmezoError, io_error
 
 
 def environment() -> dict:
@@ -53,7 +53,10 @@ def main(body, what: str) -> int:
     except PysmezoError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return 2
-    except (OSError, MemoryError) as e:
+    except OSError as e:
+        print(f"IoError: {io_error(what, e)}", file=sys.stderr)
+        return 2
+    except MemoryError as e:
         print(f"IoError: [{what}] {str(e) or type(e).__name__}", file=sys.stderr)
         return 2
     return 0

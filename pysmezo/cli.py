@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from importlib import import_module
 
-from .errors import ArgumentError, BudgetError, PysmezoError
+from .errors import ArgumentError, BudgetError, PysmezoError, io_error
 
 OK, USAGE, DOES_NOT_FIT, INTERRUPTED = 0, 2, 3, 130
 
@@ -72,9 +75,23 @@ def run(argv: list[str]) -> int:
     return code
 
 
+@contextmanager
+def termination_interrupts():
+    """SIGTERM ends a command as SIGINT does, unless somebody else has a say in it."""
+    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if own:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if own:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(argv=None) -> int:
     try:
-        return run(sys.argv[1:] if argv is None else list(argv))
+        with termination_interrupts():
+            return run(sys.argv[1:] if argv is None else list(argv))
     except BudgetError as e:
         code, message = DOES_NOT_FIT, str(e)
     except PysmezoError as e:
@@ -84,15 +101,14 @@ def main(argv=None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as e:
-        named = "" if e.filename is None else f": {e.filename}"
-        code, message = USAGE, f"[io] {e.strerror or e}{named}"
+        code, message = USAGE, str(io_error("io", e))
     except MemoryError as e:
         code, message = (
             USAGE,
             f"[memory] {str(e) or 'the system gave no more'}, expected enough for this batch and model",
         )
-    except KeyboardInterrupt:
-        code, message = INTERRUPTED, "[pysmezo] interrupted; what was committed is kept"
+    except KeyboardInterrupt as e:
+        code, message = INTERRUPTED, f"[pysmezo] interrupted; what was committed is kept{e}"
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 

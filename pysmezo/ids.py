@@ -32,11 +32,12 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import FormatError, IoError
+from .errors import FormatError, IoError, io_error
 
 MAGIC, VERSION, SHARED = b"SMEZOIDS", 1, 1
 HEADER = struct.Struct("<8sIIqqqqq32sI")
@@ -99,12 +100,18 @@ def write(path, key: bytes, prompts, options, labels, lines, shared: bool) -> No
         MAGIC, VERSION, SHARED if shared else 0, len(prompts), n_options, len(arrays[4]), len(arrays[5]),
         HEADER_BYTES + len(payload), key, zlib.crc32(payload),
     )  # fmt: skip
-    temp = f"{path}.{os.getpid()}.tmp"
-    with open(temp, "wb") as f:
-        f.write(head + struct.pack("<I", zlib.crc32(head)) + payload)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temp, path)
+    content = head + struct.pack("<I", zlib.crc32(head)) + payload
+    temp = f"{path}.tmp-{os.getpid()}"  # what a kill leaves is removed when the run is opened (csrc/io/file.h)
+    try:
+        with open(temp, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temp, path)
+    except OSError as e:
+        with suppress(OSError):
+            os.remove(temp)
+        raise io_error("ids", e, path, len(content)) from None
 
 
 def read_key(path) -> bytes | None:
@@ -167,7 +174,7 @@ def read(path) -> IdFile:
         end = at + np.dtype(dtype).itemsize * count
         arrays.append(data[at:end].view(np.dtype(dtype).newbyteorder("<")))
         at = end
-    prompt_offsets, option_offsets, labels, _, prompt_tokens, option_tokens = arrays
+    prompt_offsets, option_offsets, labels, lines, prompt_tokens, option_tokens = arrays
     for name, offsets, end in (("prompt", prompt_offsets, n_prompt), ("option", option_offsets, n_option)):
         _check(
             offsets[0] == 0 and offsets[-1] == end and bool(np.all(offsets[1:] > offsets[:-1])),
@@ -175,5 +182,6 @@ def read(path) -> IdFile:
             f"{name} offsets out of order",
         )
     _check(0 <= labels.min() and labels.max() < n_options, path, f"a label outside 0 to {n_options - 1}")
+    _check(lines.min() >= 1, path, "a line below 1")
     _check(prompt_tokens.min() >= 0 and option_tokens.min() >= 0, path, "a negative token id")
     return IdFile(n_options, shared, *arrays)

@@ -7,9 +7,18 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import ClassVar
 
 from . import _core
-from .errors import ArgumentError
+from .errors import ArgumentError, FormatError, bare
 
 NOISES = ("gaussian", "gaussian8", "rademacher")
+# What a field of each type is in JSON.
+IN_JSON = {"str": (str, "a text"), "int": (int, "an integer"), "float": ((int, float), "a number")}
+# What a journal or a delta may say of a run beside its method.
+WORDS = {
+    "values": ("fp32", "bf16+8", "bf16"),
+    "compute": ("fp32", "bf16"),
+    "operand": ("nearest", "dither", "split"),
+    "reduction": ("example", "token"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,48 +137,71 @@ class Sensitive(_Method):
 METHODS = {m.name: m for m in (MeZO, RandomMask, LargestMask, SparseMeZO, Sensitive)}
 
 
+def _description(path, where: str, text: str) -> tuple[dict, dict, str]:
+    """(all of it, the method's fields and "kind", the hash of its index file or "") of the run that a file describes as JSON.
+    FormatError: no run writes such."""
+    try:
+        header = json.loads(text)
+        found = dict(header["method"])
+        cls = METHODS.get(str(found["kind"]))
+        index_hash = found.get("index_hash", "")
+        known = {"kind", *(f.name for f in fields(cls))} if cls else {"kind"}
+        method = {key: found[key] for key in found if key in known and (key != "fraction" or not index_hash)}
+        from_dict(method)
+        header["seed"] = int(header["seed"])
+        if not 0 <= header["seed"] < 1 << 64:
+            raise ValueError(f"seed {header['seed']}")
+        for key, words in WORDS.items():
+            if header[key] not in words:
+                raise ValueError(f"{key} {header[key]!r}, expected one of {', '.join(words)}")
+    except (ValueError, KeyError, TypeError, RecursionError, ArgumentError) as e:
+        why = f"no {e}" if isinstance(e, KeyError) else bare(e)
+        raise FormatError(
+            f"[{where}] {path}: the description of its run is not one ({why}), expected what pysmezo writes; damaged, or of another release?"
+        ) from None
+    return header, method, index_hash
+
+
 def described_by_delta(path) -> dict:
     """What a delta says of the run that made it and opening it needs: method (its name), values, the method's fields, and the seed where
     its support was drawn from it. An index file is known by its hash only, which the engine compares. FormatError when the file is no delta."""
-    header = json.loads(_core.read_state(str(path), "delta", False)["method_json"])
-    found = dict(header["method"])
+    content = _core.read_state(str(path), "delta", False)
+    header, found, index_hash = _description(path, "delta", content["method_json"])
     cls = METHODS[found.pop("kind")]
     out = {"method": cls.name, "values": header["values"]}
-    if cls is RandomMask or (cls is Sensitive and not found["index_hash"]):
-        out["seed"] = int(header["seed"])
-    if found.get("index_hash"):
-        found.pop("fraction")
-    return out | {f.name: found[f.name] for f in fields(cls) if f.name in found}
+    if cls is RandomMask or (cls is Sensitive and not index_hash):
+        out["seed"] = header["seed"]
+    return out | found
 
 
 def described_by_journal(path, index=None) -> tuple[_Method, dict]:
     """(the method, the other options) of the run that a journal's header describes, as opening it again takes them.
 
     index: the index file, of which a journal knows the hash. ArgumentError: it has one and none is given. FormatError: no journal."""
-    header = json.loads(_core.read_journal(str(path), False)["header_json"])
-    found = dict(header["method"])
-    index_hash = found.pop("index_hash", "")
+    header, found, index_hash = _description(path, "journal", _core.read_journal(str(path), False)["header_json"])
     if index_hash and index is None:
         raise ArgumentError(
             f"[journal] {path} is of a run with an index file of hash {index_hash}, expected that file too (--index)"
         )
     if index_hash:
-        found.pop("fraction")
         found["index"] = str(index)
-    cls = METHODS[found["kind"]]
-    method = from_dict({"kind": cls.name} | {f.name: found[f.name] for f in fields(cls) if f.name in found})
-    options = {key: header[key] for key in ("values", "operand", "reduction")}
-    return method, {**options, "dtype": header["compute"], "seed": int(header["seed"])}
+    options = {key: header[key] for key in ("values", "operand", "reduction", "seed")}
+    return from_dict(found), {**options, "dtype": header["compute"]}
 
 
 def from_dict(d: dict) -> _Method:
-    """The method that `to_dict` wrote. ArgumentError: unknown kind (lists the known ones) or unknown field."""
+    """The method that `to_dict` wrote. ArgumentError: unknown kind (lists the known ones) or field, or a value of another type."""
     d = dict(d)
     kind = d.pop("kind", None)
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise ArgumentError(f"[method] {kind!r}, expected one of {', '.join(METHODS)}")
-    known = {f.name for f in fields(METHODS[kind])}
-    for key in d:
+    known = {f.name: f.type.split(" | ") for f in fields(METHODS[kind])}
+    for key, value in d.items():
         if key not in known:
             raise ArgumentError(f"[method] {kind} has no field {key!r}, expected some of {', '.join(sorted(known))}")
+        types, expected = IN_JSON[known[key][0]]
+        if value is None and "None" in known[key]:
+            continue
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ArgumentError(f"[method] {key} {value!r}, expected {expected}")
     return METHODS[kind](**d)

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from .errors import IoError
+from .errors import io_error
 
 NAME = "metrics.jsonl"
 
@@ -52,14 +52,18 @@ def lines(run_dir) -> Iterator[dict]:
 
 def lines_of(path) -> Iterator[dict]:
     """Of one file."""
-    with open(path, encoding="utf-8", errors="replace") as f:
-        for text in f:
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
+    with open(path, "rb") as f:
+        for raw in f:
+            if (line := _line(raw)) is not None:
                 yield line
+
+
+def _line(raw: bytes) -> dict | None:
+    try:
+        line = json.loads(raw.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 def read(run_dir) -> list[dict]:
@@ -73,7 +77,10 @@ def read(run_dir) -> list[dict]:
 
 
 class Writer:
-    """Appends lines; a line goes to the system at once. A file of MOST_BYTES gets a number, and a new one begins."""
+    """Appends lines; a line goes to the system at once. A file of MOST_BYTES gets a number, and a new one begins.
+
+    A file that somebody else moves away, as logrotate does, is let go: lines go on under the name.
+    """
 
     MOST_BYTES = 64 << 20
 
@@ -89,43 +96,54 @@ class Writer:
     @staticmethod
     def _drop_later(path: str, step: int) -> bool:
         """True when the file begins early enough that no older one can have later lines."""
-        first = None
-        with open(path + ".tmp", "w", encoding="utf-8") as f:
-            for line in lines_of(path):
+        first, kept, size, ended = None, 0, 0, True
+        with open(path, "rb") as f:
+            for raw in f:
+                size += len(raw)
+                if (line := _line(raw)) is None:
+                    continue
                 first = line["step"] if first is None else first
                 if line["step"] <= step:
-                    f.write(json.dumps(line) + "\n")
-        os.replace(path + ".tmp", path)
+                    kept, ended = size, raw.endswith(b"\n")
+        # In place: a disk that is full has no room for a second file.
+        if kept < size:
+            os.truncate(path, kept)
+        if not ended:
+            with open(path, "ab") as f:
+                f.write(b"\n")
         return first is not None and first <= step
 
     def _open(self) -> None:
         self._file = open(self._path, "ab", buffering=0)  # what could not be written is not tried again by close
-        self._bytes = os.path.getsize(self._path)
 
     def _rotate(self) -> None:
         self._file.close()
         stem, end = os.path.splitext(self._path)
-        os.replace(self._path, f"{stem}.{len(files(self._run_dir)):06d}{end}")
+        # Above the highest there is: somebody may have taken lower ones away.
+        numbers = (name.removesuffix(end)[-6:] for name in files(self._run_dir) if name != self._path)
+        os.replace(self._path, f"{stem}.{max(map(int, numbers), default=0) + 1:06d}{end}")
         self._open()
+
+    def _has_its_name(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
+        except FileNotFoundError:
+            return False
 
     def write(self, line: dict) -> None:
         """IoError: the system took none or only part of it; a torn line is left out by `read`."""
         text = (json.dumps(plain(line)) + "\n").encode()
+        left = len(text)
         try:
-            n = self._file.write(text)
+            if not self._has_its_name():
+                self._file.close()
+                self._open()
+            while left:  # where a part was taken, only the next call says why it was no more
+                left -= self._file.write(text[-left:])
+            if os.fstat(self._file.fileno()).st_size >= self.MOST_BYTES:
+                self._rotate()
         except OSError as e:
-            n, cause = 0, e.strerror
-        else:
-            cause = "the disk is full"
-        if n < len(text):
-            raise IoError(
-                f"[metrics] cannot write {self._file.name}: {cause}, expected room; steps that were committed are in the journal, "
-                "resume goes on with them"
-            )
-
-        self._bytes += n
-        if self._bytes >= self.MOST_BYTES:
-            self._rotate()
+            raise io_error("metrics", e, self._path, left or None) from None
 
     def close(self) -> None:
         self._file.close()

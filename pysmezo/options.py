@@ -180,6 +180,11 @@ def method_fields() -> dict[str, list[str]]:
     return out
 
 
+def _convert_of(field):
+    """What makes a value of a method's field."""
+    return path if field.metadata.get("path") else TYPES[field.type.split(" ")[0]]
+
+
 def add_flags(parser: argparse.ArgumentParser, names=None, with_fields: bool = False) -> None:
     """The flags, each absent from the result unless given; with all of them when names is None, a method's fields
     included.
@@ -202,15 +207,19 @@ def add_flags(parser: argparse.ArgumentParser, names=None, with_fields: bool = F
 def read_config(file) -> dict:
     """The YAML of --config: the same names as the flags, with dashes or underscores."""
     content = yaml_file.mapping(file, WHERE, "a YAML mapping of flags to values") or {}
-    known = {*BY_NAME, *method_fields()}
+    converts = {o.name: o.convert for o in RUN_OPTIONS}
+    converts |= {f.name: _convert_of(f) for method in METHODS.values() for f in fields(method)}
     out = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
+        if name not in converts:
+            close = difflib.get_close_matches(name, converts, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ArgumentError(f"[{WHERE}] key {key!r} in {file}, expected names of flags{hint}")
+        if name in out:
+            raise ArgumentError(f"[{WHERE}] {name} stands twice in {file}, with a dash and without, expected it once")
         if value is not None:  # `batch:` with nothing after it
+            converted(converts[name], value, f"--{name.replace('_', '-')} in {file}")
             out[name] = value
     return out
 
@@ -247,8 +256,7 @@ def settings(given: dict, defaults: dict | None = None) -> tuple[dict, object]:
             )
         value = given.get(name, defaults.get(name))
         if value is not None and name in own:
-            convert = path if own[name].metadata.get("path") else TYPES[own[name].type.split(" ")[0]]
-            chosen[name] = converted(convert, value, "--" + name.replace("_", "-"))
+            chosen[name] = converted(_convert_of(own[name]), value, "--" + name.replace("_", "-"))
     return out, cls(**chosen)
 
 

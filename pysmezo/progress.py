@@ -44,6 +44,18 @@ def streaming(result) -> str:
     return f", {result.bytes_read / seconds / 1e6:.0f} MB/s, {100 * result.stall_s / seconds:.0f} % stall"
 
 
+def bar(**how):
+    """A line on a terminal that is kept up to date."""
+    from tqdm import tqdm
+
+    # Always looking at the clock (miniters): the thread that would see to slow work goes by the clock below.
+    out = tqdm(dynamic_ncols=True, miniters=1, **how)
+    # Its own clock is the date: set forward or back, the rate is absurd or the line stands still.
+    out._time = time.monotonic
+    out.start_t = out.last_print_t = time.monotonic()
+    return out
+
+
 class Progress:
     """Rate, time left, loss, peak memory, and the newest evaluation."""
 
@@ -64,15 +76,15 @@ class Progress:
 
     def on_start(self, trainer) -> None:
         self._first, self._start, self._last = trainer.run.step, time.monotonic(), -PLAIN_INTERVAL_S
+        if 0 < trainer.run.step < trainer.steps:
+            told = f"going on after step {trainer.run.step} of {trainer.steps}; the first step replays the journal"
+            print(told, file=self._out, flush=True)
         if self._terminal and trainer.run.step < trainer.steps:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
+            self._bar = bar(
                 total=trainer.steps,
                 initial=trainer.run.step,
                 unit="step",
                 file=self._out,
-                dynamic_ncols=True,
                 mininterval=0.2,
                 smoothing=SMOOTHING,
             )
@@ -114,13 +126,9 @@ class WorkProgress:
         if self._first is None:
             self._first = (now, done)
         if self._terminal:
-            from tqdm import tqdm
-
             if self._bar is None:
                 scale = {"unit_scale": True, "unit_divisor": 1024} if self._unit == "B" else {}
-                self._bar = tqdm(
-                    total=total, unit=self._unit, desc=self._verb, file=self._out, dynamic_ncols=True, **scale
-                )
+                self._bar = bar(total=total, unit=self._unit, desc=self._verb, file=self._out, **scale)
             self._bar.set_postfix_str(f"peak {mib(peaks()[0])}", refresh=False)
             self._bar.update(done - self._bar.n)
             if done == total:

@@ -6,17 +6,22 @@ run.json in the run folder holds everything that `resume` needs (absolute paths)
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 
 from . import data, ids, memory, metrics, options, planning
-from .errors import ArgumentError, FormatError
+from .errors import ArgumentError, FormatError, bare, io_error
 from .methods import from_dict
 
 RUN_FILE = "run.json"
 JOURNAL_FILE = "journal.smz"
+LOCK_FILE = "lock"  # csrc/io/file.cpp
 DELTA_FILE = "trained.delta.safetensors"
+# What else run.json may hold, where the run has come so far.
+PARTS = {"verb": str} | dict.fromkeys(("data", "before", "after", "choices", "diagnostics", "result"), dict)
 # Settings that may differ when a run goes on: they change no bit of it (a delta may have moved; the engine refuses
 # another one).
 FREE = ("threads", "memory_budget", "cached_reads", "eval_every", "sync_every", "run_dir", "eval", "dev", "delta")
@@ -31,32 +36,67 @@ def free_run_dir(verb: str) -> str:
     return os.path.abspath(path)
 
 
+def once(pairs: list[tuple]) -> dict:
+    """The object of a JSON text, for its parser. ValueError: a key twice, of which the parser would take the last."""
+    out: dict = {}
+    for key, value in pairs:
+        if key in out:
+            raise ValueError(f"the key {key!r} stands twice")
+        out[key] = value
+    return out
+
+
 def read_run(run_dir) -> dict:
     """run.json's content. ArgumentError: there is none; FormatError: it is not ours."""
     path = os.path.join(run_dir, RUN_FILE)
     try:
         with open(path, encoding="utf-8") as f:
-            found = json.load(f)
+            found = json.load(f, object_pairs_hook=once)
     except OSError as e:
         raise ArgumentError(
             f"[run] {path}: {e.strerror}, expected the run folder of an earlier train or demo"
         ) from None
     except (ValueError, RecursionError) as e:
-        raise FormatError(f"[run] {path} is not JSON: {e}") from None
+        raise FormatError(f"[run] {path} is not JSON ({e}), expected what train wrote there") from None
     parts = (found.get(key) for key in ("settings", "method")) if isinstance(found, dict) else (None,)
     if not all(isinstance(part, dict) for part in parts):
         raise FormatError(f"[run] {path} has no settings and method, expected what train wrote there")
+    for key, kind in PARTS.items():
+        if not isinstance(found.get(key), (kind, type(None))):
+            raise FormatError(
+                f"[run] {key!r} in {path} holds {type(found[key]).__name__}, expected what train wrote there"
+            )
     return found
 
 
 def write_run(run_dir, content: dict) -> None:
+    """IoError: it could not be written; what was there is as it was."""
     path = os.path.join(run_dir, RUN_FILE)
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(metrics.plain(content), f, indent=2, allow_nan=False)
-        f.write("\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
+    text = (json.dumps(metrics.plain(content), indent=2, allow_nan=False) + "\n").encode()
+    try:
+        with open(path + ".tmp", "wb", buffering=0) as f:
+            left = len(text)
+            while left:
+                left -= f.write(text[-left:])
+            os.fsync(f.fileno())
+        os.replace(path + ".tmp", path)
+    except OSError as e:
+        with suppress(OSError):
+            os.remove(path + ".tmp")
+        raise io_error("run", e, path, len(text)) from None
+
+
+def discard(run_dir) -> None:
+    """Removes a folder that holds no run yet; leaves it where another process has begun one in it meanwhile."""
+    with suppress(OSError), ExitStack() as held:
+        path = os.path.join(run_dir, LOCK_FILE)
+        if os.path.exists(path):
+            # Until the folder is gone: who opens the file before that finds it locked.
+            fcntl.flock(held.enter_context(open(path, "rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in os.listdir(run_dir):
+            if name.startswith("tokens-") or name == LOCK_FILE:
+                os.remove(os.path.join(run_dir, name))
+        os.rmdir(run_dir)
 
 
 def check_same(run_dir, found: dict, settings: dict, method: dict) -> None:
@@ -118,21 +158,20 @@ class Session:
             self._tokenize(content)
             if s["memory_budget"] is not None:
                 planning.check_budget(planner, self.sets, s["batch"], self.method.queries)
-        except Exception:
-            # A refused command leaves no empty folder behind.
-            if made:
-                for name in os.listdir(self.run_dir):
-                    if name.startswith("tokens-"):
-                        os.remove(os.path.join(self.run_dir, name))
-                if not os.listdir(self.run_dir):
-                    os.rmdir(self.run_dir)
+            with open_runtime(self.settings, self.method, self.run_dir) as run:
+                for note in run.notes:
+                    self.say(f"note: {note}")
+                content |= {
+                    "rss_at_open_bytes": run.rss_at_open_bytes,
+                    "base_bytes": base_bytes(self.settings["model"]),
+                }
+                write_run(self.run_dir, content)
+                return self._train(run, content)
+        except BaseException:
+            # A command that was refused or interrupted before there was a run leaves no folder behind.
+            if made and not os.path.exists(os.path.join(self.run_dir, RUN_FILE)):
+                discard(self.run_dir)
             raise
-        with open_runtime(self.settings, self.method, self.run_dir) as run:
-            for note in run.notes:
-                self.say(f"note: {note}")
-            content |= {"rss_at_open_bytes": run.rss_at_open_bytes, "base_bytes": base_bytes(self.settings["model"])}
-            write_run(self.run_dir, content)
-            return self._train(run, content)
 
     def _record(self) -> dict:
         content = {"verb": self.verb, "settings": self.settings, "method": self.method.to_dict()}
@@ -225,9 +264,9 @@ def resumed(run_dir, overrides: dict) -> tuple[dict, object, str]:
     settings = {**defaults, **found["settings"], **overrides, "run_dir": os.path.abspath(run_dir)}
     for o in options.RUN_OPTIONS:
         if settings[o.name] is not None:
-            options.converted(o.convert, settings[o.name], f"{o.name} of {run_dir}/{RUN_FILE}")
+            settings[o.name] = options.converted(o.convert, settings[o.name], f"{o.name} of {run_dir}/{RUN_FILE}")
     try:
         method = from_dict(found["method"])
-    except TypeError as e:
-        raise FormatError(f"[run] the method in {run_dir}/{RUN_FILE}: {e}, expected what train wrote there") from None
-    return settings, method, found.get("verb", "train")
+    except ArgumentError as e:
+        raise FormatError(f"[run] the method in {run_dir}/{RUN_FILE}: {bare(e)}; edited by hand?") from None
+    return settings, method, found.get("verb") or "train"

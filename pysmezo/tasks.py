@@ -108,7 +108,11 @@ def from_yaml(path) -> Task:
     d = yaml_file.mapping(path, WHERE, expected)
     if d is None:
         raise FormatError(f"[{WHERE}] {path} is empty, expected {expected}")
-    return from_dict(d, str(path))
+    try:
+        return from_dict(d, str(path))
+    except ArgumentError as e:
+        text = str(e)
+        raise ArgumentError(text if str(path) in text else text.replace("] ", f"] {path}: ", 1)) from None
 
 
 def load(task) -> Task:

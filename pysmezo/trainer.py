@@ -7,6 +7,7 @@ never stopped.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import numpy as np
 from . import metrics
 from .autotune import N_LR_PROBES
 from .data import Dataset
-from .errors import ArgumentError
+from .errors import ArgumentError, IoError
 from .evaluate import EvalResult, evaluate_scores, prior
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -56,7 +57,7 @@ def dataset_scores(run, data: Dataset, batch: int, progress=lambda done, total: 
 @dataclass(frozen=True)
 class FitResult:
     """steps: the run's last committed step. steps_skipped: of them those whose loss was not finite. train_seconds: spent in steps, all sittings of the run together.
-    interrupted: a signal or Trainer.stop ended it early, everything saved.
+    interrupted: a signal asked it to end, or Trainer.stop before its last step; everything saved.
     """
 
     steps: int
@@ -66,6 +67,34 @@ class FitResult:
     interrupted: bool
 
 
+class _Interrupted(Exception):
+    """An evaluation is not gone on with."""
+
+
+class _Names:
+    """That the run's files keep their names: what is written to one that lost its own nobody finds again."""
+
+    FILES = ("journal.smz", "lock")
+
+    def __init__(self, run_dir):
+        paths = [os.path.join(run_dir, name) for name in self.FILES] if run_dir else []
+        self._found = {path: os.stat(path) for path in paths}
+
+    def check(self, step: int) -> None:
+        """IoError: one was moved, deleted or replaced."""
+        for path, before in self._found.items():
+            try:
+                if os.path.samestat(os.stat(path), before):
+                    continue
+                found = "another file than"
+            except FileNotFoundError:
+                found = "gone, expected"
+            raise IoError(
+                f"[run] '{path}' is {found} the one this run began with; it was moved, deleted or replaced before the "
+                f"end of step {step}; put the run folder back and resume it, or begin a new run"
+            )
+
+
 class Trainer:
     """Trains `run` on `train` (a Dataset) up to step `steps` of the run.
 
@@ -73,8 +102,8 @@ class Trainer:
     warmup counts steps. callbacks: objects with any of on_measure(trainer), on_measured(trainer) (around what is "auto"), on_start(trainer), on_step(trainer, result),
     on_eval(trainer, result, step), on_end(trainer, fit_result).
 
-    SIGINT and SIGTERM, when fit runs in the main thread, end it after the step in hand; a second one ends the process
-    as usual.
+    SIGINT and SIGTERM, when fit runs in the main thread, end it after the step in hand, without the evaluation that is
+    due there: the fit that goes on begins with it. A second one ends the process as usual.
     """
 
     def __init__(
@@ -104,18 +133,20 @@ class Trainer:
         self.run, self.train, self.eval = run, train, eval
         self.steps, self.batch, self.schedule, self.warmup = steps, batch, schedule, warmup
         self.eval_every, self.callbacks = eval_every, tuple(callbacks)
-        self.stop = False
+        self.stop = self._signalled = False
 
     def fit(self) -> FitResult:
         run = self.run
         writer = metrics.Writer(run.run_dir, run.step) if run.run_dir else None
-        seconds, peak, skipped = 0.0, 0, 0
+        seconds, peak, skipped, evaluated = 0.0, 0, 0, 0
         for line in metrics.lines(run.run_dir) if run.run_dir else ():
             if "type" not in line:
                 seconds += line["seconds"]
                 peak = max(peak, line["peak_rss_bytes"])
                 skipped += line["skipped"]
-        self.stop = False
+            elif line["type"] == "eval":
+                evaluated = line["step"]
+        self.stop = self._signalled = False
         try:
             if run.step < self.steps and not run.started:
                 # On the run's own first batches. Not under the signal handlers: nothing is committed yet, so an
@@ -124,32 +155,49 @@ class Trainer:
                 self._tell("on_measure", self)
                 run.resolve_auto(list(islice(first, N_LR_PROBES)))
                 self._tell("on_measured", self)
+            names = _Names(run.run_dir)
             with self._signals():
                 self._tell("on_start", self)
+                # A sitting that ended before it had evaluated its last step left that to this one.
+                if writer and run.step > evaluated and self._evaluation_is_due():
+                    self._evaluate(writer)
                 batches = self.train.batches(run.seed, self.batch, run.step)
                 while run.step < self.steps and not self.stop:
                     factor = schedule_factor(self.schedule, run.step, self.steps, self.warmup)
                     result = run.train_step(next(batches), lr_scale=factor)
+                    names.check(run.step)
                     seconds += result.seconds
                     peak = max(peak, result.peak_rss_bytes)
                     skipped += result.skipped
                     if writer:
                         writer.write(asdict(result))
                     self._tell("on_step", self, result)
-                    due = self.eval_every and run.step % self.eval_every == 0
-                    # Also where a signal asks to stop: the run that goes on would not come by here again.
-                    if self.eval is not None and (due or run.step == self.steps):
+                    if self._evaluation_is_due():
                         self._evaluate(writer)
                 run.flush()
         finally:
             if writer:
                 writer.close()
-        done = FitResult(run.step, skipped, seconds, peak, run.step < self.steps)
+        done = FitResult(run.step, skipped, seconds, peak, self._signalled or run.step < self.steps)
         self._tell("on_end", self, done)
         return done
 
+    def _evaluation_is_due(self) -> bool:
+        step = self.run.step
+        at_interval = bool(self.eval_every) and step % self.eval_every == 0
+        return self.eval is not None and step > 0 and (at_interval or step == self.steps)
+
     def _evaluate(self, writer) -> None:
-        result = evaluate(self.run, self.eval, self.batch)
+        """Not to its end where a signal asks to stop."""
+
+        def go_on(done, total):
+            if self._signalled and done < total:
+                raise _Interrupted
+
+        try:
+            result = evaluate(self.run, self.eval, self.batch, progress=go_on)
+        except _Interrupted:
+            return
         if writer:
             writer.write({"type": "eval", "step": self.run.step, **asdict(result)})
         self._tell("on_eval", self, result, self.run.step)
@@ -165,14 +213,15 @@ class Trainer:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        # None: a handler that is not Python's, which could not be put back.
+        old = {s: h for s in (signal.SIGINT, signal.SIGTERM) if (h := signal.getsignal(s)) is not None}
 
         def restore():
             for s, handler in old.items():
                 signal.signal(s, handler)
 
         def ask_to_stop(number, frame):
-            self.stop = True
+            self.stop = self._signalled = True
             restore()
 
         for s in old:

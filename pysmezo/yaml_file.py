@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from .errors import ArgumentError, FormatError
 
 MOST_BYTES = 1 << 20
@@ -22,16 +24,23 @@ def mapping(path, where: str, expected: str) -> dict | None:
             raise FormatError(f"[{where}] {path} is longer than {MOST_BYTES} characters, expected {expected}")
         if _nesting(text) > MOST_BRACKETS:
             raise FormatError(f"[{where}] {path} has brackets in brackets in brackets, expected {expected}")
-        content = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        # The parser takes the last of two.
+        keys = Counter(str(k.value) for k, _ in node.value) if isinstance(node, yaml.MappingNode) else Counter()
+        content = None if node is None else loader.construct_document(node)
     except OSError as e:
         raise ArgumentError(f"[{where}] {path}: {e.strerror}, expected {expected}") from None
     # A number or date that Python does not take, or a key that cannot be one, is a ValueError or TypeError.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as e:
-        raise FormatError(f"[{where}] {path} is not YAML: {' '.join(str(e).split())}") from None
+        raise FormatError(f"[{where}] {path} is not YAML ({' '.join(str(e).split())}), expected {expected}") from None
     if content is None:
         return None
     if not isinstance(content, dict):
         raise FormatError(f"[{where}] {path} holds {type(content).__name__}, expected {expected}")
+    for key, n in keys.items():
+        if n > 1:
+            raise FormatError(f"[{where}] {key!r} stands {n} times in {path}, expected it once")
     for key, value in content.items():
         items = value if isinstance(value, list) else [value]
         if any(isinstance(x, (dict, list, set, tuple)) for x in items):

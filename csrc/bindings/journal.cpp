@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/init.h"
+#include "io/safetensors.h"
 #include "io/state_file.h"
 #include "store/originals.h"
 
@@ -63,6 +64,21 @@ py::dict read_state_dict(const std::string& path, const std::string& kind, bool 
   return out;
 }
 
+py::dict read_safetensors_dict(const std::string& path) {
+  const Safetensors file = Safetensors::open(path);
+  py::dict bytes;
+  for (const TensorEntry& t : file.tensors()) {
+    const py::str dtype(t.dtype);
+    bytes[dtype] = (bytes.contains(dtype) ? bytes[dtype].cast<int64_t>() : 0) + t.n_bytes;
+  }
+  py::dict out;
+  out["file_bytes"] = file.shard_bytes(0);
+  out["n_tensors"] = file.tensors().size();
+  out["n_bytes_by_dtype"] = bytes;
+  out["metadata"] = file.metadata();
+  return out;
+}
+
 py::dict read_kept_dict(const std::string& path) {
   const Originals file(path);
   file.prove();
@@ -84,6 +100,8 @@ void init_journal(py::module_& m) {
         "A new journal with the records up to `step`. Returns how many.");
   m.def("read_state", &read_state_dict, py::arg("path"), py::arg("kind"), py::arg("verify") = true,
         "Header and tensor list of a delta or generation file (kind: 'delta' | 'generation').");
+  m.def("read_safetensors", &read_safetensors_dict, py::arg("path"),
+        "What the header of a safetensors file says, in sums. FormatError when it is damaged.");
   m.def("read_kept", &read_kept_dict, py::arg("path"),
         "What kept.safetensors of a quantized folder says. FormatError when it is damaged.");
 }

@@ -138,11 +138,20 @@ static uint32_t id_of(const Engine::Impl& m, const std::string& name) {
   return id;
 }
 
+void Engine::Impl::check_masks(const RunHeader& h, const std::string& where) const {
+  check<FormatError>(h.masks.size() == parameters.size(), "run",
+                     where + " has " + std::to_string(h.masks.size()) + " masks, expected " +
+                         std::to_string(parameters.size()) + ", one a tensor; damaged?");
+  const MaskKind kind = mask_kind(h.method);
+  for (size_t id = 0; id < parameters.size(); ++id)
+    check<FormatError>(!selection.tensors[id].trained || h.masks[id].kind == kind, "run",
+                       where + " has another kind of mask on '" + parameters[id].name + "' than its method " +
+                           h.method.kind + " makes; damaged?");
+}
+
 void Engine::Impl::check_state(const StateReader& file, const std::string& where) const {
   const RunHeader made_by = named(where, [&] { return run_header_from_json(file.header().method_json); });
-  check<FormatError>(made_by.masks.size() == parameters.size(), "delta",
-                     where + " has " + std::to_string(made_by.masks.size()) + " masks, expected " +
-                         std::to_string(parameters.size()) + ", one a tensor; damaged?");
+  check_masks(made_by, where);
   for (const auto& [key, value] : header.mathematics) {
     const auto found = made_by.mathematics.find(key);
     check<FormatError>(found != made_by.mathematics.end() && found->second == value, "delta",
@@ -158,7 +167,9 @@ void Engine::Impl::check_state(const StateReader& file, const std::string& where
                              values_name(header.values) + "; set values to match");
     if (!t.packed) {
       const int64_t n = store->shape(id).n();
-      check<FormatError>(t.n() == n && !store->overlay(id), "delta",
+      check<FormatError>(!store->overlay(id), "delta",
+                         where + " holds all of '" + t.name + "', expected values of an index set");
+      check<FormatError>(t.n() == n, "delta",
                          where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
                              std::to_string(n));
       continue;

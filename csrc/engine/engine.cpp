@@ -148,9 +148,8 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
   check<ArgumentError>(
       differs.empty(), "run folder",
       path + " is of another run: " + differs + "; continue with the same settings or name a new run folder");
-  check<FormatError>(found.masks.size() == parameters.size(), "run folder",
-                     path + " has " + std::to_string(found.masks.size()) + " masks, expected " +
-                         std::to_string(parameters.size()) + ", one a tensor");
+  for (const bool t : trained) selection.tensors.push_back({t, found.method.noise, {}});
+  check_masks(found, path);
   if (found.instruction_set != header.instruction_set && !replays()) {
     notes.push_back("this run was made on " + found.instruction_set + " and continues on " +
                     header.instruction_set +
@@ -161,13 +160,7 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
                     " bytes of an unfinished record at the end of the journal");
   }
   header = found;
-  for (size_t id = 0; id < trained.size(); ++id) {
-    TensorMethod t;
-    t.trained = trained[id];
-    t.noise = header.method.noise;
-    t.mask = header.masks[id];
-    selection.tensors.push_back(t);
-  }
+  for (size_t id = 0; id < trained.size(); ++id) selection.tensors[id].mask = header.masks[id];
   selection.n_selected = header.n_selected;
   keep_supports();
   if (delta) load_delta(*delta);

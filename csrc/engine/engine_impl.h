@@ -38,6 +38,8 @@ struct Engine::Impl {
   MicroBatches make_room(const Batch& batch, const VisitContext& visit, bool want_logits);
 
   // checkpoint.cpp
+  // Has a run that a file describes a mask of its method's kind on every tensor that trains? FormatError.
+  void check_masks(const RunHeader& h, const std::string& where) const;
   // Are the file's values for elements that this run trains, in the dtype it keeps? FormatError,
   // ArgumentError.
   void check_state(const StateReader& file, const std::string& where) const;

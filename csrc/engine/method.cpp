@@ -75,6 +75,12 @@ const char* noise_name(NoiseKind kind) {
   return "?";
 }
 
+// At sparsity 0 every mask is the whole tensor, so that all kinds equal MeZO bit for bit.
+MaskKind mask_kind(const MethodConfig& m) {
+  const MaskKind kind = kind_row(m.kind).mask;
+  return m.sparsity > 0 ? kind : MaskKind::all;
+}
+
 void check_method(const MethodConfig& m) {
   kind_row(m.kind);
   check<ArgumentError>(
@@ -159,7 +165,7 @@ void place_index_sets(const MethodConfig& m, const std::vector<bool>& trained, u
 Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store,
                  const Kernels& kernels, ThreadPool& pool) {
   Selection s;
-  const MaskKind kind = kind_row(m.kind).mask;
+  const MaskKind kind = mask_kind(m);
   for (uint32_t id = 0; id < trained.size(); ++id) {
     TensorMethod t;
     t.trained = trained[id];
@@ -175,8 +181,7 @@ Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store&
         });
       };
       n_selected = w.n();
-      // At sparsity 0 every mask is the whole tensor, so that all kinds equal MeZO bit for bit.
-      if (kind != MaskKind::all && m.sparsity > 0) {
+      if (kind != MaskKind::all) {
         const Threshold th = kind == MaskKind::large ? largest_threshold(pieces, w.n(), m.sparsity, &pool)
                                                      : smallest_threshold(pieces, w.n(), m.sparsity, &pool);
         t.mask.kind = kind;

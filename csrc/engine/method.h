@@ -28,6 +28,7 @@ struct MethodConfig {
 NoiseKind noise_from_name(const std::string& name);  // ArgumentError lists the known ones
 const char* noise_name(NoiseKind kind);
 
+MaskKind mask_kind(const MethodConfig& m);  // on what it trains
 // ArgumentError: unknown kind, sparsity or queries out of range, weight decay not finite or negative.
 void check_method(const MethodConfig& m);
 

@@ -45,6 +45,11 @@ class Changes {
       sum[i] += weight_ * (static_cast<double>(decode_at(values_, next_++)) - static_cast<double>(w0[i]));
     }
   }
+  void all_are_added() const {
+    check<FormatError>(next_ == values_.cols, "delta",
+                       path_ + " has " + std::to_string(values_.cols) + " values for " +
+                           std::to_string(next_) + " elements, expected as many");
+  }
 
  private:
   std::string path_;
@@ -56,24 +61,8 @@ class Changes {
   int64_t next_ = 0;
 };
 
-}  // namespace
-
-void Engine::use(const std::vector<std::pair<std::string, double>>& paths) {
-  Impl& m = *impl_;
-  check<ArgumentError>(m.journal_path.empty() && !m.replays() && m.n_committed == 0, "use",
-                       "a run that trains, expected one without run_dir and steps: its weights are what its "
-                       "journal says");
-  check<BudgetError>(!m.streams_state(), "use",
-                     "what trains does not fit in the memory budget, expected it in memory: allow more, or "
-                     "open the runtime with one delta=");
-  std::vector<Delta> deltas;
-  for (const auto& [path, weight] : paths) {
-    StateReader file = open_delta(path, m.header.base_fingerprint);
-    m.check_state(file, path);
-    RunHeader made_by = run_header_from_json(file.header().method_json);  // proved by check_state
-    deltas.push_back({std::move(file), std::move(made_by), weight});
-  }
-  m.mixed = !deltas.empty();
+// The base and the sum of what the deltas change of it.
+void mix(Engine::Impl& m, const std::vector<Delta>& deltas) {
   std::vector<float> w0;
   std::vector<double> sum;
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
@@ -104,6 +93,34 @@ void Engine::use(const std::vector<std::pair<std::string, double>>& paths) {
         }
       }
     }
+    for (const Changes& c : changes) c.all_are_added();
+  }
+}
+
+}  // namespace
+
+void Engine::use(const std::vector<std::pair<std::string, double>>& paths) {
+  Impl& m = *impl_;
+  check<ArgumentError>(m.journal_path.empty() && !m.replays() && m.n_committed == 0, "use",
+                       "a run that trains, expected one without run_dir and steps: its weights are what its "
+                       "journal says");
+  check<BudgetError>(!m.streams_state(), "use",
+                     "what trains does not fit in the memory budget, expected it in memory: allow more, or "
+                     "open the runtime with one delta=");
+  std::vector<Delta> deltas;
+  for (const auto& [path, weight] : paths) {
+    StateReader file = open_delta(path, m.header.base_fingerprint);
+    m.check_state(file, path);
+    RunHeader made_by = run_header_from_json(file.header().method_json);  // proved by check_state
+    deltas.push_back({std::move(file), std::move(made_by), weight});
+  }
+  m.mixed = !deltas.empty();
+  try {
+    mix(m, deltas);
+  } catch (const Error&) {  // found on the way: nothing stays half mixed
+    m.mixed = false;
+    mix(m, {});
+    throw;
   }
 }
 

@@ -60,6 +60,8 @@ float from_bits(const Json& j, const std::string& what) {
   return x;
 }
 
+constexpr int64_t kMostElements = int64_t{1} << 40;  // of a tensor, far above any
+
 std::string digits(double x) { return Json(x).dump(); }  // as many as tell it from every other
 
 }  // namespace
@@ -136,7 +138,10 @@ static RunHeader parsed(const Json& j, const char* where) {
   if (h.method.has_index_set()) {
     h.method.fraction = m.at("fraction", what).as_double(what);
     h.method.index_hash = m.at("index_hash", what).as_string(what);
+    h.method.index = h.method.index_hash;  // of a file whose path a header does not know
   }
+  check_method(h.method);
+  h.method.index.clear();
   h.values = values_from_name(str("values"));
   h.compute = value_of(kComputes, "compute", str("compute"));
   h.operand = operand_from_name(str("operand"));
@@ -158,9 +163,15 @@ static RunHeader parsed(const Json& j, const char* where) {
     Mask k;
     k.kind = value_of(kMasks, "mask", r[0].as_string(what));
     k.h = from_bits(r[1], what);
-    k.keep = static_cast<uint32_t>(r[2].as_int(what));
+    const int64_t keep = r[2].as_int(what), n_selected = r[3].as_int(what);
+    check<FormatError>(
+        !std::isnan(k.h) && keep >= 0 && keep <= 65536 && n_selected >= 0 && n_selected <= kMostElements,
+        where,
+        "a mask with threshold " + std::to_string(k.h) + ", density " + std::to_string(keep) +
+            " of 65536 and " + std::to_string(n_selected) + " elements, expected numbers of a mask");
+    k.keep = static_cast<uint32_t>(keep);
     h.masks.push_back(k);
-    h.n_selected.push_back(r[3].as_int(what));
+    h.n_selected.push_back(n_selected);
   }
   return h;
 }

@@ -35,6 +35,8 @@ const char* likely_cause(int64_t code) {
       return "expected permission; check the owner of the file and of its folder, or a read-only mount";
     case EEXIST:
       return "expected no file of that name; a run or a file is already there";
+    case EFBIG:
+      return "expected it to grow; a limit on the size of files, see ulimit -f";
     case EMFILE:
     case ENFILE:
       return "too many open files; see ulimit -n";
@@ -66,6 +68,8 @@ void File::close_now() noexcept {
 File::File(File&& other) noexcept
     : on_their_way_(std::move(other.on_their_way_)),
       on_their_way_bytes_(std::exchange(other.on_their_way_bytes_, 0)),
+      will_hold_(other.will_hold_),
+      written_(other.written_),
       path_(std::move(other.path_)),
       fs_(other.fs_),
       handle_(std::exchange(other.handle_, -1)) {}
@@ -75,6 +79,8 @@ File& File::operator=(File&& other) noexcept {
     close_now();
     on_their_way_ = std::move(other.on_their_way_);
     on_their_way_bytes_ = std::exchange(other.on_their_way_bytes_, 0);
+    will_hold_ = other.will_hold_;
+    written_ = other.written_;
     path_ = std::move(other.path_);
     fs_ = other.fs_;
     handle_ = std::exchange(other.handle_, -1);
@@ -113,12 +119,14 @@ void File::write(const void* from, int64_t n_bytes, int64_t offset) {
     if (put == -ENOSPC || put == -EDQUOT || put == 0) {
       const int64_t free = fs_->free_bytes(parent_folder(path_));
       fail<IoError>("io", "cannot write '" + path_ + "': " + (put == 0 ? "no progress" : reason(put)) +
-                              "; needed " + std::to_string(n_bytes - done) + " more bytes, the disk has " +
+                              "; needed " + std::to_string(std::max(n_bytes - done, will_hold_ - written_)) +
+                              " more bytes, the disk has " +
                               (free < 0 ? "an unknown number" : std::to_string(free)) +
                               " free; make room and try again");
     }
     if (put < 0) io_fail("cannot write", path_, put, likely_cause(put));
     done += put;
+    written_ += put;
   }
   if (n_bytes >= kLongPiece) send_out(offset, n_bytes);
 }

@@ -71,6 +71,8 @@ class File {
   // may have written a part. Long pieces are sent to the device as they come and leave the page cache behind,
   // so that a sync after many of them is short and a memory limit does not see them.
   void write(const void* from, int64_t n_bytes, int64_t offset);
+  // How long it will be, so that a full disk is told with all that is still to come.
+  void will_hold(int64_t n_bytes) { will_hold_ = n_bytes; }
   // After an IoError from sync the kernel may have dropped the dirty pages: trying again and succeeding
   // proves nothing.
   void sync();
@@ -91,6 +93,7 @@ class File {
   };
   std::deque<Range> on_their_way_;
   int64_t on_their_way_bytes_ = 0;
+  int64_t will_hold_ = 0, written_ = 0;
   std::string path_;
   FileSystem* fs_ = nullptr;
   int handle_ = -1;

@@ -52,6 +52,7 @@ SafetensorsSink::SafetensorsSink(File& file, const std::vector<TensorSpec>& tens
     if (__builtin_add_overflow(end, bytes_[i], &end)) wrong("the tensors to write are larger than any file");
   }
   data_begin_ = 8 + static_cast<int64_t>(header().size());
+  file_.will_hold(data_begin_ + end);
 }
 
 // Padded with spaces so that the data begins at a multiple of 8.

@@ -6,17 +6,14 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from collections import Counter
 
 from .. import _core, ids, metrics
 from ..cli import OK
 from ..errors import ArgumentError, FormatError
-from ..session import JOURNAL_FILE, RUN_FILE, read_run
+from ..session import JOURNAL_FILE, RUN_FILE, once, read_run
 
 JOURNAL_MAGIC = b"smezoJ\r\n"
-# A safetensors header is at most this long (its own specification).
-MAX_HEADER_BYTES = 100_000_000
 KEPT_FILE = "kept.safetensors"  # csrc/store/originals.h
 ADAPTER_FILE = "adapter_config.json"
 
@@ -30,7 +27,7 @@ def add_flags(parser, verb: str) -> None:
 
 def run(arguments, verb: str):
     found = explain(arguments.path)
-    print("\n".join(lines(found)), flush=True)
+    print("\n".join(lines(found)).encode(errors="backslashreplace").decode(), flush=True)
     return OK, found
 
 
@@ -86,18 +83,12 @@ def metrics_file(path) -> dict:
 
 def adapter(path) -> dict:
     """A SHiRA adapter as `export --peft` writes it, or any other of PEFT's in safetensors."""
-    with open(os.path.join(path, ADAPTER_FILE), encoding="utf-8") as f:
-        try:
-            config = json.load(f)
-            described = {k: config[k] for k in ("peft_type", "r", "base_model_name_or_path") if k in config}
-        except (ValueError, TypeError, RecursionError):
-            raise FormatError(f"[inspect] {path}/{ADAPTER_FILE} is not a JSON object, expected one of PEFT's") from None
-    names = sorted(n for n in os.listdir(path) if n.endswith(".safetensors"))
+    config = _json_of(os.path.join(path, ADAPTER_FILE))
     return {
         "kind": "PEFT adapter",
         "path": str(path),
-        **described,
-        "files": {n: safetensors(os.path.join(path, n)) for n in names},
+        **{k: config[k] for k in ("peft_type", "r", "base_model_name_or_path") if k in config},
+        "files": {n: safetensors(os.path.join(path, n)) for n in _weights_in(path)},
     }
 
 
@@ -125,7 +116,7 @@ def journal(path) -> dict:
         "kind": "journal",
         "path": str(path),
         "file_bytes": os.path.getsize(path),
-        "header": json.loads(found["header_json"]),
+        "header": _object(found["header_json"], path, "header"),
         "n_records": found["n_records"],
         "n_skipped": sum(r["kind"] == "skipped" for r in records),
         "dropped_bytes": found["dropped_bytes"],
@@ -135,22 +126,22 @@ def journal(path) -> dict:
         out["last_record"] = metrics.plain({k: v for k, v in records[-1].items() if k != "chain"})
     # One mask a tensor is too long to read.
     masks = out["header"].pop("masks", None)
-    return out if masks is None else {**out, "n_masks": len(masks)}
+    return {**out, "n_masks": len(masks)} if isinstance(masks, list) else out
+
+
+def _object(text: str, path, what: str) -> dict:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise FormatError(f"[inspect] {path}: a {what} that is no JSON object, expected what pysmezo writes; damaged?")
+    return found
 
 
 def safetensors(path) -> dict:
-    header, metadata = _safetensors_header(path)
-    sizes = [t["data_offsets"][1] - t["data_offsets"][0] for t in header.values()]
-    out = {
-        "kind": "safetensors",
-        "path": str(path),
-        "file_bytes": os.path.getsize(path),
-        "n_tensors": len(header),
-        "n_bytes_by_dtype": {},
-        "metadata": metadata,
-    }
-    for t, n in zip(header.values(), sizes, strict=True):
-        out["n_bytes_by_dtype"][t["dtype"]] = out["n_bytes_by_dtype"].get(t["dtype"], 0) + n
+    out = {"kind": "safetensors", "path": str(path), **_core.read_safetensors(str(path))}
+    metadata = out["metadata"]
     if metadata.get("format") == "smezo-kept":
         return {
             "kind": "kept originals",
@@ -162,7 +153,7 @@ def safetensors(path) -> dict:
     if kind is None:
         return out
     state = _core.read_state(str(path), kind)  # proves the content too
-    method = json.loads(state["method_json"])
+    method = _object(state["method_json"], path, "description")
     return {
         "kind": kind,
         "path": str(path),
@@ -177,42 +168,25 @@ def safetensors(path) -> dict:
     }
 
 
-def _safetensors_header(path) -> tuple[dict, dict]:
-    size = os.path.getsize(path)
-    with open(path, "rb") as f:
-        first = f.read(8)
-        n = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-        if not 2 <= n <= min(MAX_HEADER_BYTES, size - 8):
-            raise FormatError(
-                f"[inspect] {path}: a header of {n} bytes in a file of {size}, expected it to fit; cut short or no "
-                "safetensors file"
-            )
-        try:
-            header = json.loads(f.read(n))
-            metadata = header.pop("__metadata__", {})
-            for tensor in header.values():
-                begin, end = map(int, tensor["data_offsets"])
-                if not isinstance(tensor["dtype"], str) or not 0 <= begin <= end:
-                    raise ValueError
-            if not isinstance(metadata, dict):
-                raise ValueError
-            end = max((t["data_offsets"][1] for t in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise FormatError(
-                f"[inspect] {path}: the header is not what safetensors says, expected JSON of tensors"
-            ) from None
-    if 8 + n + end != size:
-        raise FormatError(f"[inspect] {path}: {size} bytes, the header describes {8 + n + end}; cut short or damaged")
-    return header, metadata
+def _json_of(path) -> dict:
+    try:
+        with open(path, encoding="utf-8") as f:
+            found = json.load(f, object_pairs_hook=once)
+    except OSError as e:
+        raise ArgumentError(f"[inspect] {path}: {e.strerror}, expected a readable file") from None
+    except (ValueError, RecursionError) as e:
+        raise FormatError(f"[inspect] {path} is not JSON ({e}), expected an object; damaged or cut short?") from None
+    if not isinstance(found, dict):
+        raise FormatError(f"[inspect] {path} holds {type(found).__name__}, expected an object")
+    return found
+
+
+def _weights_in(path) -> list[str]:
+    return sorted(n for n in os.listdir(path) if n.endswith(".safetensors") and os.path.isfile(os.path.join(path, n)))
 
 
 def model_folder(path) -> dict:
-    with open(os.path.join(path, "config.json"), encoding="utf-8") as f:
-        try:
-            config = json.load(f)
-        except ValueError as e:
-            raise FormatError(f"[inspect] {path}/config.json is not JSON: {e}") from None
-    names = sorted(n for n in os.listdir(path) if n.endswith(".safetensors"))
+    config, names = _json_of(os.path.join(path, "config.json")), _weights_in(path)
     missing = sorted(_shards_of_index(path) - set(names))
     kept = safetensors(os.path.join(path, KEPT_FILE)) if KEPT_FILE in names else None
     names = [n for n in names if n != KEPT_FILE]
@@ -244,13 +218,16 @@ def model_folder(path) -> dict:
 
 def _shards_of_index(path) -> set[str]:
     """Files that the folder's index says there are; none without one."""
-    try:
-        with open(os.path.join(path, "model.safetensors.index.json"), encoding="utf-8") as f:
-            return set(json.load(f)["weight_map"].values())
-    except OSError:
+    index = os.path.join(path, "model.safetensors.index.json")
+    if not os.path.exists(index):
         return set()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise FormatError(f"[inspect] {path}/model.safetensors.index.json has no weight_map, expected one") from None
+    try:
+        names = set(_json_of(index)["weight_map"].values())
+    except (KeyError, TypeError, AttributeError):
+        names = {None}
+    if not all(isinstance(name, str) for name in names):
+        raise FormatError(f"[inspect] {index} has no weight_map, expected one: a file's name for each tensor")
+    return names
 
 
 def run_folder(path) -> dict:

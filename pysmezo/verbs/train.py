@@ -9,7 +9,7 @@ import sys
 from .. import demo, options
 from ..cli import INTERRUPTED, OK
 from ..progress import Progress, WorkProgress, clock, mib
-from ..session import Session, free_run_dir, read_run, resumed
+from ..session import RUN_FILE, Session, free_run_dir, read_run, resumed
 
 RESUME_OPTIONS = ("run_dir", "threads", "memory_budget", "cached_reads")
 
@@ -54,16 +54,18 @@ def say(text: str) -> None:
 
 
 def _train(settings: dict, method, verb: str):
-    interrupted, result = Session(
-        settings, method, verb, (Progress(),), say, lambda: WorkProgress("evaluate", "example")
-    ).train()
-    picture = _picture(result["run_dir"])
+    go_on = f"; go on: pysmezo resume --run-dir {settings['run_dir']}"
+    try:
+        interrupted, result = Session(
+            settings, method, verb, (Progress(),), say, lambda: WorkProgress("evaluate", "example")
+        ).train()
+        picture = _picture(result["run_dir"])
+    except KeyboardInterrupt:
+        there = os.path.exists(os.path.join(settings["run_dir"], RUN_FILE))
+        raise KeyboardInterrupt(go_on if there else "") from None
     print(summary(result, read_run(result["run_dir"]), picture), flush=True)
     if interrupted:
-        say(
-            f"interrupted after step {result['steps']} of {settings['steps']}, all saved; go on: pysmezo resume "
-            f"--run-dir {result['run_dir']}"
-        )
+        say(f"interrupted after step {result['steps']} of {settings['steps']}, all saved{go_on}")
     return (INTERRUPTED if interrupted else OK), result
 
 
