@@ -170,7 +170,9 @@ void fuzz(const Target& t, int64_t n_executions, uint64_t seed) {
   const auto begin = clock::now();
   for (int64_t n = 0; n < n_executions; ++n) {
     if (n % 1024 == 0) alarm(kHangSeconds);
-    Bytes input = mutator.change(corpus[mutator.below(corpus.size())], corpus[mutator.below(corpus.size())]);
+    const Bytes *from = &corpus[mutator.below(corpus.size())], *other = &corpus[mutator.below(corpus.size())];
+    if (other->size() < from->size() && mutator.below(4)) std::swap(from, other);  // short ones are fast
+    Bytes input = mutator.change(*from, *other);
     if (t.repair && mutator.below(4)) t.repair(input);
     forget_edges();
     run(t, input);
