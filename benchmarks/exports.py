@@ -62,7 +62,7 @@ def theirs(model, prompts: list[list[int]], options: list[int]) -> np.ndarray:
 
 
 def compared(a: np.ndarray, b: np.ndarray, yardstick: float) -> dict:
-    """b: ours. Logits are compared as differences between options: a constant of the example says nothing."""
+    """Logits of the options, theirs and ours (b)."""
     error = float(np.abs(a - b).max())
     differs = a.argmax(axis=1) != b.argmax(axis=1)
     margin = np.abs(b[:, 0] - b[:, 1])
