@@ -9,7 +9,8 @@ _HOMES = {
     "Runtime": "runtime",
     "StepResult": "results",
     "Trainer": "trainer",
-    **dict.fromkeys(("MeZO", "SparseMeZO", "RandomMask", "LargestMask", "Sensitive"), "methods"),
+    **dict.fromkeys(("MeZO", "SparseMeZO", "RandomMask", "LargestMask", "Sensitive", "MaZO"), "methods"),
+    **dict.fromkeys(("OneSided", "FZOO", "ZOSign", "HiZOO", "LeZO", "LOZO", "SubZero", "TeZO"), "methods"),
     **dict.fromkeys(("PysmezoError", "ArgumentError", "BudgetError", "FormatError", "IoError"), "errors"),
 }
 __all__ = list(_HOMES)

@@ -21,6 +21,8 @@ COLORS = {
     "working copies": "#174f7f",
     "index sets": "#7b5aa6",
     "supports": "#b79ad6",
+    "moments": "#d67f9a",
+    "factors": "#7fb8d6",
     "scales": "#d9a441",
     "resident units": "#3f8f6b",
     "forward": "#8cc5a2",

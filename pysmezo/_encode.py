@@ -57,6 +57,21 @@ def model_limits(model_dir) -> tuple[int, int | None]:
         ) from None
 
 
+def encoded(tokenizer, path: str, texts: list[str], add_special_tokens: bool) -> list:
+    """The library's encodings. path: of the tokenizer, for the error."""
+    try:
+        return tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+    except Exception as e:  # the library raises plain Exception
+        raise FormatError(f"[{WHERE}] {path}: {' '.join(str(e).split())}, expected it to encode any text") from None
+
+
+def head_of(tokenizer, path: str) -> list[int]:
+    """The special tokens that the tokenizer's own post-processor puts before a text (a BOS, for models that have one)."""
+    plain, special = (encoded(tokenizer, path, ["a"], add)[0].ids for add in (False, True))
+    starts = [i for i in range(len(special) - len(plain) + 1) if special[i : i + len(plain)] == plain]
+    return special[: starts[0]] if starts else []
+
+
 def _fill(parts: list[tuple[str, bool]], values: dict) -> str:
     return "".join(values[text] if hole else text for text, hole in parts)
 
@@ -73,12 +88,10 @@ class Encoder:
         self.path, (_, self.n_ids) = os.path.join(model_dir, "tokenizer.json"), model_limits(model_dir)
         self.template = pieces(task.template)
         self.words = [pieces(w) for w in task.label_words]
-        plain, special = (self._encoded(["a"], add)[0].ids for add in (False, True))
-        starts = [i for i in range(len(special) - len(plain) + 1) if special[i : i + len(plain)] == plain]
-        self.head = special[: starts[0]] if starts else []
+        self.head = head_of(tokenizer, self.path)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        found = [self.head + e.ids for e in self._encoded(texts, False)]
+        found = [self.head + e.ids for e in encoded(self.tokenizer, self.path, texts, False)]
         most = max((max(own, default=0) for own in found), default=0)
         if self.n_ids is not None and most >= self.n_ids:
             raise FormatError(
@@ -86,14 +99,6 @@ class Encoder:
                 "config.json; another model's tokenizer?"
             )
         return found
-
-    def _encoded(self, texts: list[str], add_special_tokens: bool) -> list:
-        try:
-            return self.tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        except Exception as e:  # the library raises plain Exception
-            raise FormatError(
-                f"[{WHERE}] {self.path}: {' '.join(str(e).split())}, expected it to encode any text"
-            ) from None
 
     def rows(self, rows: list[dict], places: list[str]) -> tuple[list[list[int]], list[list[list[int]]], list[int]]:
         """(prompts, options of each example, labels); places name the rows in errors ("line 3 of train.jsonl")."""

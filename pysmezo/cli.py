@@ -30,6 +30,12 @@ VERBS = {
     "merge": ("checkpoint", "base and delta as a model folder that any tool reads"),
     "export": ("checkpoint", "a delta as an adapter for PEFT"),
     "plan": ("plan", "what a run would hold, read and take; exit code 3 when it does not fit"),
+    "find-lr": (
+        "find",
+        "measure the lr and eps that auto would take, and draw how; --presets lists what papers publish",
+    ),
+    "find-eps": ("find", "measure the eps that auto would take"),
+    "sensitivity": ("sensitivity", "the elements that matter most on general text, as an index file; takes torch"),
     "quantize": ("quantize", "write a model folder in 4 or 8 bits, as bitsandbytes stores it"),
     "inspect": ("inspect", "explain a file or folder of ours"),
     "doctor": ("doctor", "what this machine and installation can do"),

@@ -1,4 +1,5 @@
-"""metrics.jsonl of a run folder: StepResult's fields a line; lines of another kind have a "type" (eval).
+"""metrics.jsonl of a run folder: StepResult's fields and those of signals.py a line; lines of another kind have a "type" (eval). A sitting's
+first step and evaluations also have surviving_perturbation (Runtime.diagnostics).
 
 The journal, not this file, is the run: lines past the journal's tail are dropped when the run is opened again.
 """

@@ -41,16 +41,10 @@ def engine_arguments(
 ) -> dict:
     """The keyword arguments that `_core.Engine` and `_core.Planner` take. dtype nf4 and int8 say how the base is stored; inputs of products
     are rounded as with auto then."""
-    fields = method.to_dict()
     return {
         "model_dir": str(model),
         "run_dir": "" if run_dir is None else str(run_dir),
-        "kind": fields["kind"],
-        "trains": fields["trains"],
-        "sparsity": fields.get("sparsity", 0.0),
-        "noise": fields["noise"],
-        "queries": fields["queries"],
-        "weight_decay": fields["weight_decay"],
+        "method": method.parts(),
         "dtype": "auto" if dtype in QUANTIZED else dtype,
         "values": values,
         "operand": operand,
@@ -59,8 +53,6 @@ def engine_arguments(
         "threads": 0 if threads is None else threads,
         "sync_every": sync_every,
         "delta": "" if delta is None else str(delta),
-        "fraction": 0.0 if fields.get("index") else fields.get("fraction", 0.0),
-        "index": fields.get("index") or "",
         "memory_budget": memory.parse_bytes(memory_budget) or 0,
         "generation_every": generation_every,
         "stream_trained": stream_trained,
@@ -143,9 +135,8 @@ def largest(most: int, fits) -> int | None:
     return low or None
 
 
-def plan(p, batch: int, length: int, queries: int, options=None, rates: dict | None = None) -> dict:
+def plan(p, batch: int, length: int, n_branches: int, options=None, rates: dict | None = None) -> dict:
     """The planner's answer for batches of a shape; where not even a micro-batch of one text fits also the largest length that would."""
-    n_branches = 2 * queries
     out = dict(p.plan(core_batch(shaped(batch, length, p.vocab_size, options)), n_branches, **(rates or {})))
     if not out["fits"]:
         found = largest(
@@ -166,10 +157,10 @@ def advice(found: dict, batch: int, length: int) -> str:
     )
 
 
-def check_budget(p, sets: dict, batch: int, queries: int) -> None:
-    """BudgetError unless the longest batches of training and evaluation fit. sets: Dataset by name."""
+def check_budget(p, sets: dict, batch: int, n_train: int) -> None:
+    """BudgetError unless the longest batches of training and evaluation fit. sets: Dataset by name; n_train: branches of a step."""
     for name, data in sets.items():
-        n, n_branches = (batch, 2 * queries) if name == "train" else (2 * batch, 1)
+        n, n_branches = (batch, n_train) if name == "train" else (2 * batch, 1)
         longest = data.longest(n)
         packed = packing.pack_choices(longest.prompts, longest.options, longest.labels)
         core = core_batch(packed)

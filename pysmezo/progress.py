@@ -9,6 +9,8 @@ import time
 
 from .memory import peaks
 
+# Below this much of a perturbation surviving operand rounding, the estimate is mostly of another direction.
+LEAST_SURVIVING = 0.9
 # Away from a terminal: at least this long between two lines.
 PLAIN_INTERVAL_S = 10.0
 SMOOTHING = 0.1
@@ -36,6 +38,22 @@ def describe(run) -> str:
     return f"{eps}, {lr}"
 
 
+def survival(share: float) -> str:
+    """What operand rounding leaves of a perturbation; where it is little, what keeps more."""
+    advice = "" if share >= LEAST_SURVIVING else ": little; a larger eps, or --operand dither or split, keeps more"
+    return f"{share:.3f} of it survives operand rounding (cos^2){advice}"
+
+
+def learning(signals: dict) -> str:
+    """The trend of the loss over its window, with its size in standard errors; the scalars' and the step's root mean square."""
+    change, z = signals.get("loss_change"), signals.get("loss_change_z")
+    out = "" if z is None else f" ({change:+.3f}, {abs(z):.1f} se)"
+    for name, key, digits in (("g", "grad_rms", 3), ("step", "step_rms", 2)):
+        if signals.get(key) is not None:
+            out += f", {name} {signals[key]:.{digits}g}"
+    return out
+
+
 def streaming(result) -> str:
     """What reading weights did in a step; nothing where none were read."""
     if not result.bytes_read:
@@ -57,12 +75,12 @@ def bar(**how):
 
 
 class Progress:
-    """Rate, time left, loss, peak memory, and the newest evaluation."""
+    """Rate, time left, loss with its change over the last 100 steps, root mean square of g and of the step, peak memory, the newest evaluation."""
 
     def __init__(self, stream=None, terminal: bool | None = None):
         self._out = stream or sys.stderr
         self._terminal = self._out.isatty() if terminal is None else terminal
-        self._bar, self._loss, self._eval = None, None, ""
+        self._bar, self._loss, self._eval, self._survival = None, None, "", None
 
     def on_measure(self, trainer) -> None:
         self._measuring = time.monotonic()
@@ -89,11 +107,21 @@ class Progress:
                 smoothing=SMOOTHING,
             )
 
+    def on_survival(self, trainer, share: float) -> None:
+        # Once, and again when it has become little.
+        if self._survival is None or share < LEAST_SURVIVING <= self._survival:
+            text = f"perturbation: {survival(share)}"
+            if self._bar is not None:
+                self._bar.write(text, file=self._out)
+            else:
+                print(text, file=self._out, flush=True)
+        self._survival = share
+
     def on_step(self, trainer, result) -> None:
         if not result.skipped:
             self._loss = result.loss if self._loss is None else self._loss + SMOOTHING * (result.loss - self._loss)
         loss = "no finite loss yet" if self._loss is None else f"loss {self._loss:.4f}"
-        text = f"{loss}, peak {mib(result.peak_rss_bytes)}{streaming(result)}{self._eval}"
+        text = f"{loss}{learning(trainer.signals)}, peak {mib(result.peak_rss_bytes)}{streaming(result)}{self._eval}"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(1)

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _core, autotune, memory, packing, planning
 from .errors import ArgumentError
-from .methods import SparseMeZO, _Method, described_by_delta, described_by_journal, from_dict
+from .methods import Method, SparseMeZO, described_by_delta, described_by_journal, from_dict
 from .results import ProbeResult, StepResult
 
 
@@ -41,7 +41,7 @@ class Runtime:
     def from_pretrained(
         cls,
         model,
-        method: _Method | None = None,
+        method: Method | None = None,
         *,
         lr: float | str = "auto",
         eps: float | str = "auto",
@@ -89,7 +89,7 @@ class Runtime:
                 method = from_dict({"kind": found.pop("method"), **found})
         seed = 0 if seed is None else seed
         method = SparseMeZO() if method is None else method
-        if not isinstance(method, _Method):
+        if not isinstance(method, Method):
             raise ArgumentError(
                 f"[method] {type(method).__name__}, expected a method such as SparseMeZO(sparsity=0.75)"
             )
@@ -267,14 +267,10 @@ class Runtime:
             eps = choice.eps
             self.choices |= {"eps": eps, "eps_rms_difference": choice.rms_difference, "eps_agreed": choice.agreed}
         if lr == "auto":
-            choice = autotune.find_lr(self._engine, core, eps)
+            choice = autotune.find_lr(self._engine, core, eps, method=self.method)
             lr = choice.lr
             self.choices |= {"lr": lr, "trace_h": choice.trace_h, "trace_h_error": choice.trace_h_error}
         self._engine.start(lr, eps)
-
-    def _branches(self):
-        eps = self._engine.eps
-        return [(q, sign, eps) for q in range(self.method.queries) for sign in (+1, -1)]
 
     def train_step(self, batch, objective=None, lr_scale: float = 1.0) -> StepResult:
         """One step: probe, scalars, commit. When it returns the step has happened and is durable (but see sync_every).
@@ -289,7 +285,7 @@ class Runtime:
         begin = time.perf_counter()
         read, stalled = self._engine.traffic
         written = self._engine.generation_bytes_written
-        branches = self._branches()
+        branches = self._engine.branches()
         step = self.step + 1
         parts: dict[str, float] = {}
         if objective is None:
@@ -305,7 +301,7 @@ class Runtime:
             losses = [float(objective(x, packed.labels[:, 1], packed.labels[:, 2])) for x in logits]
         probed = time.perf_counter()
         scalars = self._engine.scalars(branches, losses)
-        plus, minus = float(np.mean(losses[0::2])), float(np.mean(losses[1::2]))
+        plus, minus = _sides(branches, losses)
         lr = self._engine.lr * lr_scale
         applied = self._engine.commit(lr, float(np.mean(losses)), plus, minus, scalars)
         end = time.perf_counter()
@@ -317,7 +313,7 @@ class Runtime:
             loss=float(np.mean(losses)),
             loss_plus=plus,
             loss_minus=minus,
-            projected_grad=float(np.mean(scalars)),
+            projected_grad=float(np.mean(scalars[: self.method.queries])),
             scalars=tuple(scalars),
             lr=lr,
             seconds=end - begin,
@@ -337,7 +333,7 @@ class Runtime:
         _, core = self._pack(batch)
         if not self.started:
             self.resolve_auto([batch])
-        branches = self._branches()
+        branches = self._engine.branches()
         found = self._engine.probe(core, branches, self.step + 1)
         return ProbeResult(
             branches, found["example_losses"], [float(x) for x in found["losses"]],
@@ -451,3 +447,11 @@ class Runtime:
         weight, or more than PEFT's one rank for all layers leaves room for; `merge` writes such a model."""
         self._check_open()
         return self._engine.export_shira(os.path.expanduser(str(folder)))
+
+
+def _sides(branches, losses) -> tuple[float, float]:
+    """(mean loss of the branches at +eps, of those at -eps or, where there are none, the centre's)."""
+    plus = [loss for (_, sign, eps), loss in zip(branches, losses, strict=True) if eps > 0 and sign > 0]
+    minus = [loss for (_, sign, _), loss in zip(branches, losses, strict=True) if sign < 0]
+    centre = [loss for (_, _, eps), loss in zip(branches, losses, strict=True) if eps == 0]
+    return float(np.mean(plus)), float(np.mean(minus or centre))

@@ -157,7 +157,7 @@ class Session:
             planner = planning.planner(s["model"], self.method, **options.opening(s))
             self._tokenize(content)
             if s["memory_budget"] is not None:
-                planning.check_budget(planner, self.sets, s["batch"], self.method.queries)
+                planning.check_budget(planner, self.sets, s["batch"], self.method.n_branches)
             with open_runtime(self.settings, self.method, self.run_dir) as run:
                 for note in run.notes:
                     self.say(f"note: {note}")

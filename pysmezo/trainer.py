@@ -21,6 +21,7 @@ from .autotune import N_LR_PROBES
 from .data import Dataset
 from .errors import ArgumentError, IoError
 from .evaluate import EvalResult, evaluate_scores, prior
+from .signals import Signals
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -99,8 +100,9 @@ class Trainer:
     """Trains `run` on `train` (a Dataset) up to step `steps` of the run.
 
     eval: a Dataset looked at every `eval_every` steps and after the last one. schedule, warmup: see schedule_factor;
-    warmup counts steps. callbacks: objects with any of on_measure(trainer), on_measured(trainer) (around what is "auto"), on_start(trainer), on_step(trainer, result),
-    on_eval(trainer, result, step), on_end(trainer, fit_result).
+    warmup counts steps. callbacks: objects with any of on_measure(trainer), on_measured(trainer) (around what is "auto"), on_start(trainer),
+    on_survival(trainer, share) (what operand rounding leaves of the perturbation, before the first step and at each evaluation),
+    on_step(trainer, result), on_eval(trainer, result, step), on_end(trainer, fit_result). signals: those of the newest step, by key (signals.py).
 
     SIGINT and SIGTERM, when fit runs in the main thread, end it after the step in hand, without the evaluation that is
     due there: the fit that goes on begins with it. A second one ends the process as usual.
@@ -134,16 +136,19 @@ class Trainer:
         self.steps, self.batch, self.schedule, self.warmup = steps, batch, schedule, warmup
         self.eval_every, self.callbacks = eval_every, tuple(callbacks)
         self.stop = self._signalled = False
+        self.signals: dict = {}
 
     def fit(self) -> FitResult:
         run = self.run
         writer = metrics.Writer(run.run_dir, run.step) if run.run_dir else None
         seconds, peak, skipped, evaluated = 0.0, 0, 0, 0
+        signals = Signals(run.method.rule, run.method.queries)
         for line in metrics.lines(run.run_dir) if run.run_dir else ():
             if "type" not in line:
                 seconds += line["seconds"]
                 peak = max(peak, line["peak_rss_bytes"])
                 skipped += line["skipped"]
+                signals.see(line)
             elif line["type"] == "eval":
                 evaluated = line["step"]
         self.stop = self._signalled = False
@@ -162,6 +167,7 @@ class Trainer:
                 if writer and run.step > evaluated and self._evaluation_is_due():
                     self._evaluate(writer)
                 batches = self.train.batches(run.seed, self.batch, run.step)
+                survival = self._survival(writer) if run.step < self.steps and not self.stop else {}
                 while run.step < self.steps and not self.stop:
                     factor = schedule_factor(self.schedule, run.step, self.steps, self.warmup)
                     result = run.train_step(next(batches), lr_scale=factor)
@@ -169,8 +175,11 @@ class Trainer:
                     seconds += result.seconds
                     peak = max(peak, result.peak_rss_bytes)
                     skipped += result.skipped
+                    line = asdict(result)
+                    self.signals = signals.after(line)
                     if writer:
-                        writer.write(asdict(result))
+                        writer.write(line | self.signals | survival)
+                    survival = {}
                     self._tell("on_step", self, result)
                     if self._evaluation_is_due():
                         self._evaluate(writer)
@@ -198,9 +207,19 @@ class Trainer:
             result = evaluate(self.run, self.eval, self.batch, progress=go_on)
         except _Interrupted:
             return
+        survival = self._survival(writer)
         if writer:
-            writer.write({"type": "eval", "step": self.run.step, **asdict(result)})
+            writer.write({"type": "eval", "step": self.run.step, **asdict(result), **survival})
         self._tell("on_eval", self, result, self.run.step)
+
+    def _survival(self, writer) -> dict:
+        """surviving_perturbation at the next step's direction, for a line of metrics.jsonl. It visits what trains, so not at every step; not at
+        all where nobody is told."""
+        if not writer and not self.callbacks:
+            return {}
+        share = self.run.diagnostics()["surviving_perturbation"]
+        self._tell("on_survival", self, share)
+        return {"surviving_perturbation": share}
 
     def _tell(self, name: str, *arguments) -> None:
         for callback in self.callbacks:

@@ -48,10 +48,10 @@ def of_numbers(described: dict, said) -> dict:
         "mask-density-past-32-bits": (masks(2, 2**32 + 1), "density 4294967297 of 65536"),
         "mask-of-negative-elements": (masks(3, -1), "-1 elements, expected numbers of a mask"),
         "mask-of-more-than-any": (masks(3, 2**62), f"{2**62} elements, expected numbers of a mask"),
-        "queries-past-32-bits": (queries(2**32 + 1), "4294967297 queries, expected 1 to 64"),
-        "queries-zero": (queries(0), "0 queries, expected 1 to 64"),
-        "queries-negative": (queries(-1), "-1 queries, expected 1 to 64"),
-        "queries-one-more": (queries(65), "65 queries, expected 1 to 64"),
+        "queries-past-32-bits": (queries(2**32 + 1), "4294967297 queries, expected 1 to "),
+        "queries-zero": (queries(0), "0 queries, expected 1 to "),
+        "queries-negative": (queries(-1), "-1 queries, expected 1 to "),
+        "queries-one-more": (queries(65), "65 queries, expected 1 to "),
     }
 
 
@@ -332,7 +332,7 @@ def of_journal_header() -> dict:
         "no-config": (said(config=None), "no key 'config'"),
         "method-a-word": (said(method="mezo"), "is text, expected an object"),
         "method-unknown": (method(kind="adam"), "'adam', expected one of"),
-        "noise-unknown": (method(noise="white"), "'white', expected gaussian"),
+        "noise-unknown": (method(noise="white"), "'white', expected one of gaussian"),
         "queries-a-word": (method(queries="two"), "is text, expected an integer"),
         "values-unknown": (said(values="fp64"), "'fp64', expected one of fp32, bf16.8, bf16"),
         "operand-unknown": (said(operand="exact"), "'exact', expected one of nearest"),

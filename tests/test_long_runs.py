@@ -31,7 +31,9 @@ def records(run_dir) -> list[dict]:
 
 
 def measured(run_dir) -> list[tuple]:
-    return [(x.get("type", "step"), x["step"], x["loss"]) for x in metrics.lines(run_dir)]
+    """What a run found, signals over the last steps included, and in which order."""
+    keys = ("step", "loss", "loss_mean", "loss_mean_error", "loss_change_z", "grad_rms", "step_rms")
+    return [(x.get("type", "step"), *map(x.get, keys)) for x in metrics.lines(run_dir)]
 
 
 def same(run_dir, other) -> bool:

@@ -16,6 +16,7 @@ def step(i, **change):
         "step": i, "loss": 0.7 - 0.001 * i, "loss_plus": 0.7, "loss_minus": 0.7, "projected_grad": 1.0, "scalars":
         (1.0,), "seconds": 0.2, "stall_s": 0.0, "bytes_read": 0, "bytes_written": 52, "peak_rss_bytes": 300 << 20,
         "peak_anon_bytes": 80 << 20, "skipped": False, "parts": {"linear": 0.15, "attention": 0.02, "commit": 0.001},
+        "loss_mean": 0.7, "loss_mean_error": None, "loss_change": None, "loss_change_z": None, "grad_rms": 1.0, "step_rms": 1e-5,
     }  # fmt: skip
     return {**line, **change}
 

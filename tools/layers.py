@@ -25,11 +25,16 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
 # Packages that cost the training process tens to hundreds of megabytes; a function may import them, a module may not.
 HEAVY = {"torch", "transformers", "tokenizers", "matplotlib", "datasets", "bitsandbytes", "pandas"}
-# Modules that run in a child process only. Others may start them but not import them.
+# Modules that run in a child process only; others may start them but not import them. Those of torch run where gradients
+# are asked for: a function imports them.
 CHILDREN = {
+    "_torch_layer": {"torch"},
+    "_torch_calibration": {"torch"},
+    "_corpus": set(),
     "_tokenize": {"tokenizers", "transformers"},
     "_encode": {"tokenizers"},
     "_draw": {"matplotlib"},
+    "_draw_lr": set(),
     "_draw_memory": set(),
     "_measure": set(),
     "_prepare": set(),

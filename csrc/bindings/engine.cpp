@@ -8,6 +8,7 @@
 #include "bindings/init.h"
 #include "bindings/progress.h"
 #include "engine/plan.h"
+#include "engine/query_plan.h"
 #include "engine/rates.h"
 #include "io/journal.h"
 
@@ -94,22 +95,60 @@ std::vector<Branch> branches_from(const std::vector<std::tuple<int, int, float>>
   return out;
 }
 
+// A method's parts by name; what is not there stays as it is.
+MethodConfig method_from(const py::dict& d) {
+  MethodConfig m;
+  size_t n_known = 0;
+  const auto take = [&](const char* name, auto&& set) {
+    if (!d.contains(name)) return;
+    ++n_known;
+    set(d[name]);
+  };
+  const auto text = [&](const char* name, std::string* to) {
+    take(name, [&](const py::handle& v) { *to = v.cast<std::string>(); });
+  };
+  const auto word = [&](const char* name, auto from_name, auto* to) {
+    take(name, [&](const py::handle& v) { *to = from_name(v.cast<std::string>()); });
+  };
+  const auto number = [&](const char* name, double* to) {
+    take(name, [&](const py::handle& v) { *to = v.cast<double>(); });
+  };
+  const auto integer = [&](const char* name, int* to) {
+    take(name, [&](const py::handle& v) { *to = v.cast<int>(); });
+  };
+  const auto truth = [&](const char* name, bool* to) {
+    take(name, [&](const py::handle& v) { *to = v.cast<bool>(); });
+  };
+  text("kind", &m.kind), text("trains", &m.trains), text("index", &m.index);
+  word("mask", mask_from_name, &m.mask), word("index_set", index_kind_from_name, &m.index_set);
+  word("noise", noise_from_name, &m.noise), word("low_rank", low_rank_from_name, &m.low_rank);
+  word("plan", plan_from_name, &m.plan), word("estimator", estimator_from_name, &m.estimator);
+  word("rule", rule_from_name, &m.rule);
+  number("sparsity", &m.sparsity), number("fraction", &m.fraction), number("drop", &m.drop);
+  number("beta1", &m.beta1), number("beta2", &m.beta2), number("adam_eps", &m.adam_eps);
+  number("smoothing", &m.smoothing), number("weight_decay", &m.weight_decay);
+  integer("rank", &m.rank), integer("refresh", &m.refresh), integer("queries", &m.queries);
+  integer("window", &m.window);
+  truth("only_reads", &m.only_reads), truth("over_eps", &m.over_eps), truth("damped", &m.damped);
+  truth("corrected", &m.corrected);
+  check<ArgumentError>(n_known == d.size(), "method",
+                       std::to_string(d.size() - n_known) + " unknown parts, expected only known ones");
+  return m;
+}
+
 // The constructor from keyword arguments, the same for all that is opened with a run's options.
 template <class T, class Open>
 void def_open(py::class_<T>& c, const Open& open) {
-  c.def(py::init([open](const std::string& model_dir, const std::string& run_dir, const std::string& kind,
-                        const std::string& trains, double sparsity, const std::string& noise, int queries,
-                        double weight_decay, const std::string& dtype, const std::string& values,
-                        const std::string& operand, const std::string& reduction, uint64_t seed, int threads,
-                        int sync_every, const std::string& delta, double fraction, const std::string& index,
-                        int64_t memory_budget, int generation_every, bool stream_trained, int n_readers,
-                        int64_t ring_bytes, bool cached_reads, int64_t device_bytes,
-                        const std::string& journal, std::optional<uint32_t> replay_to) {
+  c.def(py::init([open](const std::string& model_dir, const std::string& run_dir, const py::dict& method,
+                        const std::string& dtype, const std::string& values, const std::string& operand,
+                        const std::string& reduction, uint64_t seed, int threads, int sync_every,
+                        const std::string& delta, int64_t memory_budget, int generation_every,
+                        bool stream_trained, int n_readers, int64_t ring_bytes, bool cached_reads,
+                        int64_t device_bytes, const std::string& journal, std::optional<uint32_t> replay_to) {
           EngineOptions o;
           o.model_dir = model_dir;
           o.run_dir = run_dir;
-          o.method = {kind,     trains, sparsity, noise_from_name(noise), queries, weight_decay,
-                      fraction, index,  ""};
+          o.method = method_from(method);
           o.dtype = dtype;
           o.values = values;
           o.operand = operand;
@@ -130,13 +169,11 @@ void def_open(py::class_<T>& c, const Open& open) {
           py::gil_scoped_release release;
           return open(o);
         }),
-        py::kw_only(), py::arg("model_dir"), py::arg("run_dir"), py::arg("kind"), py::arg("trains"),
-        py::arg("sparsity"), py::arg("noise"), py::arg("queries"), py::arg("weight_decay"), py::arg("dtype"),
+        py::kw_only(), py::arg("model_dir"), py::arg("run_dir"), py::arg("method"), py::arg("dtype"),
         py::arg("values"), py::arg("operand"), py::arg("reduction"), py::arg("seed"), py::arg("threads"),
-        py::arg("sync_every"), py::arg("delta"), py::arg("fraction"), py::arg("index"),
-        py::arg("memory_budget"), py::arg("generation_every"), py::arg("stream_trained"),
-        py::arg("n_readers"), py::arg("ring_bytes"), py::arg("cached_reads"), py::arg("device_bytes"),
-        py::arg("journal") = "", py::arg("replay_to") = py::none());
+        py::arg("sync_every"), py::arg("delta"), py::arg("memory_budget"), py::arg("generation_every"),
+        py::arg("stream_trained"), py::arg("n_readers"), py::arg("ring_bytes"), py::arg("cached_reads"),
+        py::arg("device_bytes"), py::arg("journal") = "", py::arg("replay_to") = py::none());
 }
 
 py::dict plan_dict(const Planner& planner, const Batch& batch, int64_t n_branches, bool want_logits,
@@ -290,8 +327,43 @@ void init_engine(py::module_& m) {
       .def("scalars",
            [](const Engine& e, const std::vector<std::tuple<int, int, float>>& branches,
               const std::vector<double>& losses) {
-             return two_sided_scalars(branches_from(branches), losses, e.header().method.queries);
+             return scalars_of(e.header().method, branches_from(branches), losses);
            })
+      .def(
+          "branches",
+          [](const Engine& e) {
+            py::list out;
+            for (const Branch& b : branches_of(e.header().method, e.eps()))
+              out.append(py::make_tuple(b.query, b.sign, b.eps));
+            return out;
+          },
+          "(query, sign, eps) of every branch of a step, in the order `scalars` takes losses in.")
+      .def(
+          "factors",
+          [](const Engine& e, uint32_t id, uint32_t step, uint32_t query) {
+            const auto [u, v] = e.factors(id, step, query);
+            return py::make_tuple(py::array_t<float>(static_cast<py::ssize_t>(u.size()), u.data()),
+                                  py::array_t<float>(static_cast<py::ssize_t>(v.size()), v.data()));
+          },
+          py::arg("tensor_id"), py::arg("step"), py::arg("query"),
+          "float32 [m * rank] and [rank * n] whose product is the query's low-rank direction.")
+      .def(
+          "coefficients",
+          [](const Engine& e, uint32_t id) {
+            const std::vector<float> c = e.coefficients(id);
+            return py::array_t<float>(static_cast<py::ssize_t>(c.size()), c.data());
+          },
+          py::arg("tensor_id"),
+          "float32 [rank]: the numbers between fixed factors; empty: the method has none.")
+      .def(
+          "moments",
+          [](Engine& e, uint32_t id, int k) {
+            const std::vector<float> c = e.moments(id, k);
+            return py::array_t<float>(static_cast<py::ssize_t>(c.size()), c.data());
+          },
+          py::arg("tensor_id"), py::arg("k"),
+          "float32: what the rule keeps, at the journal's tail; empty: nothing.")
+      .def("resting", &Engine::resting, py::arg("step"), "bool [n_layers]: layers that sit the step out.")
       .def(
           "commit",
           [](Engine& e, float lr, float loss, float loss_plus, float loss_minus,

@@ -26,10 +26,10 @@ Purpose purpose_from_name(const std::string& name) {
 }
 
 py::array_t<float> noise(const std::string& kind, uint64_t run_seed, uint32_t step, uint32_t query,
-                         uint32_t tensor_id, int64_t start, int64_t n) {
+                         uint32_t tensor_id, int64_t start, int64_t n, const std::string& purpose) {
   TensorDirection d;
   d.noise = noise_from_name(kind);
-  d.stream = {run_seed, step, query, Purpose::direction, tensor_id};
+  d.stream = {run_seed, step, query, purpose_from_name(purpose), tensor_id};
   py::array_t<float> out(n);
   kernels_for(choose_isa()).noise(d, start, n, out.mutable_data());
   return out;
@@ -67,7 +67,7 @@ py::array_t<int64_t> permutation(uint64_t run_seed, uint32_t epoch, int64_t n) {
 
 void init_noise(py::module_& m) {
   m.def("noise", &noise, py::arg("kind"), py::arg("run_seed"), py::arg("step"), py::arg("query"),
-        py::arg("tensor_id"), py::arg("start"), py::arg("n"),
+        py::arg("tensor_id"), py::arg("start"), py::arg("n"), py::arg("purpose") = "direction",
         "z of elements [start, start + n) of one tensor, float32 [n], without its mask.");
   m.def("random_bits", &random_bits, py::arg("purpose"), py::arg("run_seed"), py::arg("step"),
         py::arg("query"), py::arg("tensor_id"), py::arg("start"), py::arg("n"), py::arg("bits"),

@@ -33,6 +33,9 @@ std::vector<int64_t> support(const TensorDirection& d, const float* w0, int64_t 
   return out;
 }
 
+// A rule's moments lie beside a tensor's values under names of their own.
+std::string moment_name(const std::string& name, int k) { return name + ".moment" + std::to_string(k); }
+
 // Copies chosen elements of a working copy out of it, or into it.
 void gather(const WeightView& w, const std::vector<int64_t>& at, std::vector<uint8_t>* values,
             std::vector<int8_t>* tail) {
@@ -91,8 +94,11 @@ void Engine::save_delta(const std::string& path) {
     StateTensor t;
     t.name = m.parameters[id].name;
     t.dtype = m.header.values;
-    t.packed = m.store->overlay(id) || has_implicit_support(method);
-    if (const IndexOverlay* o = m.store->overlay(id)) {
+    const bool numbers = m.coefficients->of(id) != nullptr;
+    t.packed = numbers || m.store->overlay(id) || has_implicit_support(method);
+    if (numbers) {
+      t.shape = {static_cast<int64_t>(m.coefficients->values(id).size())};
+    } else if (const IndexOverlay* o = m.store->overlay(id)) {
       t.shape = {o->n()};
     } else if (t.packed) {
       int64_t n = 0;
@@ -111,6 +117,10 @@ void Engine::save_delta(const std::string& path) {
     std::vector<uint8_t> values;
     std::vector<int8_t> tail;
     for (size_t i = 0; i < ids.size(); ++i) {
+      if (const float* numbers = m.coefficients->of(ids[i])) {
+        sink.write(i, numbers, nullptr, tensors[i].n());
+        continue;
+      }
       if (const IndexOverlay* o = m.store->overlay(ids[i])) {
         sink.write(i, o->value.data(), nullptr, o->n());
         continue;
@@ -138,6 +148,27 @@ static uint32_t id_of(const Engine::Impl& m, const std::string& name) {
   return id;
 }
 
+namespace {
+
+struct Moments {
+  float* values = nullptr;
+  int64_t n = 0;
+};
+
+}  // namespace
+
+// What this run keeps under the name of a moment; nothing: it is none.
+static Moments moments_of(const Engine::Impl& m, const std::string& name) {
+  for (int k = 0; k < 2; ++k) {
+    const std::string suffix = moment_name("", k);
+    if (name.size() <= suffix.size() || name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0)
+      continue;
+    const uint32_t id = id_of(m, name.substr(0, name.size() - suffix.size()));
+    if (id < m.parameters.size()) return {m.store->moments(id, k), m.store->n_moments(id)};
+  }
+  return {};
+}
+
 void Engine::Impl::check_masks(const RunHeader& h, const std::string& where) const {
   check<FormatError>(h.masks.size() == parameters.size(), "run",
                      where + " has " + std::to_string(h.masks.size()) + " masks, expected " +
@@ -158,6 +189,12 @@ void Engine::Impl::check_state(const StateReader& file, const std::string& where
                        where + " was trained with another " + key + " of config.json, expected " + value);
   }
   for (const StateTensor& t : file.tensors()) {
+    if (moments_of(*this, t.name).values) {
+      check<FormatError>(t.dtype == DType::F32 && t.n() == moments_of(*this, t.name).n, "generation",
+                         where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
+                             std::to_string(moments_of(*this, t.name).n));
+      continue;
+    }
     const uint32_t id = id_of(*this, t.name);
     check<ArgumentError>(id < parameters.size() && selection.tensors[id].trained, "delta",
                          where + " holds '" + t.name +
@@ -185,7 +222,21 @@ void Engine::Impl::check_state(const StateReader& file, const std::string& where
 static void load_state(Engine::Impl& m, const StateReader& file, const std::string& where) {
   m.check_state(file, where);
   for (const StateTensor& t : file.tensors()) {
+    const size_t at = static_cast<size_t>(file.find(t.name));
+    if (const Moments kept = moments_of(m, t.name); kept.values) {
+      std::memcpy(kept.values, file.values(at), static_cast<size_t>(kept.n) * sizeof(float));
+      file.release(at);
+      continue;
+    }
     const uint32_t id = id_of(m, t.name);
+    if (m.coefficients->of(id)) {
+      std::vector<float>& numbers = m.coefficients->values(id);
+      check<FormatError>(t.packed && t.n() == static_cast<int64_t>(numbers.size()), "delta",
+                         where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
+                             std::to_string(numbers.size()) + "; was it made with another rank?");
+      std::memcpy(numbers.data(), file.values(at), numbers.size() * sizeof(float));
+      continue;
+    }
     if (m.store->streams_state(id)) continue;
     IndexOverlay* const overlay = m.store->overlay(id);
     const WeightView w = overlay ? m.store->shape(id) : m.store->weight(id);
@@ -260,6 +311,7 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
   std::vector<StateTensor> tensors;
   std::vector<uint32_t> ids;
   std::vector<size_t> index(parameters.size());
+  std::vector<std::pair<size_t, Moments>> moments;
   int64_t n_bytes = 0;
   for (uint32_t id = 0; id < parameters.size(); ++id) {
     if (!selection.tensors[id].trained) continue;
@@ -272,8 +324,15 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
                        : std::vector<int64_t>{parameters[id].rows, parameters[id].cols};
     n_bytes += bytes_of(t.dtype, t.n());
     index[id] = tensors.size();
+    const std::string name = t.name;
     tensors.push_back(std::move(t));
     ids.push_back(id);
+    for (int k = 0; k < 2; ++k) {
+      if (store->moments(id, k) == nullptr) continue;
+      moments.emplace_back(tensors.size(), Moments{store->moments(id, k), store->n_moments(id)});
+      tensors.push_back({moment_name(name, k), DType::F32, {store->n_moments(id)}, true});
+      n_bytes += store->n_moments(id) * 4;
+    }
   }
   const std::string folder = generations();
   const auto now = [] { return std::chrono::steady_clock::now(); };
@@ -309,6 +368,8 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
             id, [&](const WeightView& w, int64_t, int64_t) { sink.write(index[id], w.data, w.tail, w.n()); });
       }
     }
+    flush();
+    for (const auto& [at, kept] : moments) sink.write(at, kept.values, nullptr, kept.n);
   });
   newest_generation = n_committed;
   generation_bytes += n_bytes;
@@ -324,6 +385,7 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
 
 void Engine::save_generation() {
   check<ArgumentError>(impl_->journal != nullptr, "generation", "there is no run folder to write it to");
+  if (impl_->header.method.has_coefficients()) return;  // the journal alone is as good
   impl_->write_generation_with([] {});
 }
 
@@ -343,6 +405,7 @@ double Engine::Impl::measure_replay_rate() {
   constexpr int64_t kElements = 1 << 17;
   int64_t n_all = 0, most = 0;
   uint32_t largest = 0;
+  if (header.method.has_coefficients()) return 0;
   const auto n_of = [&](uint32_t id) {
     return store->overlay(id) ? store->overlay(id)->n() : store->shape(id).n();
   };
@@ -352,14 +415,20 @@ double Engine::Impl::measure_replay_rate() {
     if (n_of(id) > most) most = n_of(id), largest = id;
   }
   const TensorMethod& method = selection.tensors[largest];
-  PendingRecord record;
-  record.c.assign(static_cast<size_t>(header.method.queries), 0.0f);
+  Record zero;
+  zero.step = 1;
+  zero.scalars.assign(static_cast<size_t>(header.method.n_scalars()), 0.0f);
+  RecordRules rules_of_zero(header.method, header.seed, 1);
+  PendingRecord record = rules_of_zero.next(zero);
+  record.resting.clear();
+  for (int i = 1; i < header.method.window; ++i) record.past.push_back({1, record.c});
   // On a copy: only a committed record may touch what trains (I1).
   if (const IndexOverlay* overlay = store->overlay(largest)) {
     IndexOverlay copy = overlay->copy();
     const WeightView shape = store->shape(largest);
-    const double s = seconds_of(
-        [&] { catch_up_rows(shape, &copy, method, header.seed, {record}, kernels, 0, shape.rows); });
+    const CatchUp once({&method, largest, shape.rows, shape.cols, header.seed}, {record}, kernels, pool,
+                       *factors);
+    const double s = seconds_of([&] { once.apply(shape, &copy, 0, shape.rows); });
     return s / static_cast<double>(copy.n()) * static_cast<double>(n_all) / pool.size();
   }
   WeightView sample = store->shape(largest);
@@ -375,8 +444,9 @@ double Engine::Impl::measure_replay_rate() {
   sample.writable = true;
   sample.rows = rows;
   for (int64_t e = 0; e < n; ++e) encode_nearest_at(sample, e, w0[static_cast<size_t>(e)]);
-  const double s =
-      seconds_of([&] { catch_up_rows(sample, nullptr, method, header.seed, {record}, kernels, 0, rows); });
+  const CatchUp once({&method, largest, store->shape(largest).rows, sample.cols, header.seed}, {record},
+                     kernels, pool, *factors);
+  const double s = seconds_of([&] { once.apply(sample, nullptr, 0, rows); });
   return s / static_cast<double>(n) * static_cast<double>(n_all) / pool.size();
 }
 

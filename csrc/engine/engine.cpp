@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <limits>
 
 #include "base/error.h"
@@ -22,7 +23,6 @@ Engine::Impl::Impl(const EngineOptions& o)
   if (o.memory_budget > 0) Planner(o).check_opening();
   const Opening opening = opening_of(o);
   parameters = opening.parameters;
-  const std::vector<bool>& trained = opening.trained;
   const std::vector<TensorRequest>& requests = opening.requests;
   const DType values = opening.values;
   if (o.memory_budget > 0) {
@@ -49,9 +49,11 @@ Engine::Impl::Impl(const EngineOptions& o)
   header.reduction = reduction_from_name(o.reduction);
   header.seed = o.seed;
 
+  factors = std::make_unique<FactorSource>(o.seed, kernels, pool);
+  rules = std::make_unique<RecordRules>(o.method, o.seed, opening.config.n_layers);
   if (o.method.has_index_set()) {
     header.method.index_hash = hash_of_index(o.method.index);
-    place_index_sets(o.method, trained, o.seed, *store);
+    place_index_sets(o.method, opening.trained, o.seed, *store, kernels, pool);
     tell_originals();
   }
 
@@ -64,14 +66,16 @@ Engine::Impl::Impl(const EngineOptions& o)
   check<ArgumentError>(!replays() || o.run_dir.empty(), "journal",
                        "a run folder too, expected one of them: a run folder has its own");
   if (replays() || (!journal_path.empty() && file_exists(journal_path))) {
-    resume(trained);
+    resume(opening);
   } else {
     check<ArgumentError>(journal_path.empty() || list_generations(generations()).empty(), "run folder",
                          o.run_dir +
                              " holds generations of a run but no journal.smz, expected both or "
                              "neither; put the journal back, or name a new run folder");
-    selection = select(o.method, trained, *store, kernels, pool);
+    selection = select(o.method, opening.trained, opening.layers, *store, kernels, pool);
     keep_supports();
+    keep_moments();
+    coefficients = std::make_unique<Coefficients>(selection.tensors, header.seed);
     for (const TensorMethod& t : selection.tensors) header.masks.push_back(t.mask);
     header.n_selected = selection.n_selected;
     if (!o.delta.empty()) {
@@ -79,7 +83,32 @@ Engine::Impl::Impl(const EngineOptions& o)
       header.delta_hash = delta.identity();
       load_delta(delta);
     }
-    pending = std::make_unique<Pending>(*store, selection.tensors, kernels, pool, header.seed, 0);
+    begin(0);
+  }
+}
+
+void Engine::Impl::begin(uint32_t watermark) {
+  pending =
+      std::make_unique<Pending>(*store, selection.tensors, kernels, pool, *factors, header.seed, watermark);
+}
+
+void Engine::Impl::apply(const Record& r) {
+  const PendingRecord p = rules->next(r);
+  coefficients->apply(p);
+  pending->push(p);
+}
+
+void Engine::Impl::keep_moments() {
+  const MethodConfig& m = header.method;
+  for (uint32_t id = 0; id < parameters.size(); ++id) {
+    if (!selection.tensors[id].trained) continue;
+    const IndexOverlay* const overlay = store->overlay(id);
+    const int64_t n = n_moments_of(m, parameters[id].rows, parameters[id].cols, overlay ? overlay->n() : 0);
+    check<ArgumentError>(n == 0 || !store->streams_state(id), "memory_budget",
+                         std::string("what trains does not fit, and rule ") + rule_name(m.rule) +
+                             " keeps moments beside it, expected a window (moments are then rebuilt from the "
+                             "journal), sgd, or a larger budget");
+    if (n > 0) store->keep_moments(id, n, n_moments(m.rule), first_moment(m.rule));
   }
 }
 
@@ -92,7 +121,7 @@ void Engine::Impl::tell_originals() {
                     "what their quantized weights decode to");
 }
 
-void Engine::Impl::resume(const std::vector<bool>& trained) {
+void Engine::Impl::resume(const Opening& opening) {
   const std::string& path = replays() ? options.journal : journal_path;
   // A later one than what is replayed is of no use.
   const std::vector<uint32_t> newest_first = list_generations(generations());
@@ -100,7 +129,10 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
                                    [&](uint32_t w) { return w <= options.replay_to; });
   const uint32_t watermark = usable == newest_first.end() ? 0 : *usable;
   uint32_t chain = 0;
-  std::vector<Record> records;  // after the watermark
+  std::deque<Record> records;
+  const bool looks_back_to_first = options.method.low_rank != LowRankKind::none;
+  const int64_t window = options.method.window;
+  int64_t n_before = 0;
   uint32_t last = 0;
   const auto on_record = [&](const Record& r, uint32_t at) {
     check<FormatError>(r.kind == RecordKind::step || r.kind == RecordKind::skipped, "journal",
@@ -121,7 +153,10 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
     n_committed = r.step;
     replayed_chain = at;
     if (r.step == watermark) chain = at;
-    if (r.step > watermark && r.kind == RecordKind::step) records.push_back(r);
+    if (r.kind != RecordKind::step) return;
+    records.push_back(r);
+    if (r.step > watermark || looks_back_to_first) return;
+    if (++n_before > window) records.pop_front();  // of what the generation holds
   };
   JournalState state;
   if (replays()) {
@@ -135,10 +170,10 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
   }
   const RunHeader found = named(path, [&] { return run_header_from_json(state.header_json); });
   for (const Record& r : records)
-    if (static_cast<int>(r.scalars.size()) != found.method.queries)
+    if (static_cast<int>(r.scalars.size()) != found.method.n_scalars())
       fail<FormatError>("journal", path + ": step " + std::to_string(r.step) + " has " +
                                        std::to_string(r.scalars.size()) + " scalars, expected " +
-                                       std::to_string(found.method.queries) + ", one a query");
+                                       std::to_string(found.method.n_scalars()) + ", one a query");
   std::optional<StateReader> delta;
   if (!options.delta.empty()) {
     delta = open_delta(options.delta, header.base_fingerprint);
@@ -148,7 +183,8 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
   check<ArgumentError>(
       differs.empty(), "run folder",
       path + " is of another run: " + differs + "; continue with the same settings or name a new run folder");
-  for (const bool t : trained) selection.tensors.push_back({t, found.method.noise, {}});
+  for (size_t id = 0; id < parameters.size(); ++id)
+    selection.tensors.push_back(tensor_method(found.method, opening.trained[id], opening.layers[id]));
   check_masks(found, path);
   if (found.instruction_set != header.instruction_set && !replays()) {
     notes.push_back("this run was made on " + found.instruction_set + " and continues on " +
@@ -160,13 +196,16 @@ void Engine::Impl::resume(const std::vector<bool>& trained) {
                     " bytes of an unfinished record at the end of the journal");
   }
   header = found;
-  for (size_t id = 0; id < trained.size(); ++id) selection.tensors[id].mask = header.masks[id];
+  for (size_t id = 0; id < parameters.size(); ++id) selection.tensors[id].mask = header.masks[id];
   selection.n_selected = header.n_selected;
   keep_supports();
+  keep_moments();
+  coefficients = std::make_unique<Coefficients>(selection.tensors, header.seed);
   if (delta) load_delta(*delta);
   if (watermark > 0) load_generation(watermark, chain);
-  pending = std::make_unique<Pending>(*store, selection.tensors, kernels, pool, header.seed, watermark);
-  for (const Record& r : records) pending->push(pending_of(r));
+  begin(watermark);
+  rules->pass(std::max<int64_t>(0, n_before - window), watermark);
+  for (const Record& r : records) apply(r);
   seconds_per_record = measure_replay_rate();
   is_started = true;
   flush();
@@ -177,15 +216,6 @@ void Engine::Impl::keep_supports() {
     if (selection.tensors[id].trained)
       store->keep_support(id, direction_of(selection.tensors[id], id, header.seed, 0, 0), kernels, pool);
   }
-}
-
-PendingRecord Engine::Impl::pending_of(const Record& r) const {
-  PendingRecord p;
-  p.step = r.step;
-  p.decay = r.decay;
-  const int n_queries = static_cast<int>(r.scalars.size());
-  for (float g : r.scalars) p.c.push_back(step_coefficient(r.lr, g, n_queries));
-  return p;
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -206,6 +236,12 @@ void Engine::start(float lr, float eps) {
       !impl_->streams_state() || !impl_->journal_path.empty(), "run_dir",
       "none, expected one: what trains does not fit in the memory budget, and generations of it need "
       "a place");
+  check<ArgumentError>(
+      impl_->header.method.plan != QueryPlan::curved || impl_->header.compute == Compute::f32 || eps >= 0.01f,
+      "eps",
+      std::to_string(eps) +
+          " for a second difference of bf16 products, expected at least 0.01, or dtype fp32: "
+          "at less it is mostly rounding");
   impl_->header.lr = lr;
   impl_->header.eps = eps;
   if (!impl_->journal_path.empty())
@@ -214,9 +250,19 @@ void Engine::start(float lr, float eps) {
   impl_->is_started = true;
 }
 
+int64_t Engine::Impl::factor_bytes() const {
+  int64_t n = 0;
+  for (uint32_t id = 0; id < parameters.size(); ++id) {
+    if (selection.tensors[id].trained)
+      n += Factors::kept_bytes(selection.tensors[id].low_rank, parameters[id].rows, parameters[id].cols);
+  }
+  return n;
+}
+
 int64_t Engine::Impl::fixed_bytes() const {
-  return store->working_copy_bytes() + store->overlay_bytes() + store->support_bytes() +
-         store->scale_bytes() + store->ring_bytes() + other_bytes(pool.size(), parameters.size());
+  return factor_bytes() + store->working_copy_bytes() + store->overlay_bytes() + store->support_bytes() +
+         store->moment_bytes() + store->scale_bytes() + store->ring_bytes() +
+         other_bytes(pool.size(), parameters.size());
 }
 
 // Whatever the batch leaves of the budget holds units that need not be read again.
@@ -257,7 +303,10 @@ ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branche
   visit.step = noise_step;
   visit.branches = branches;
   visit.methods = &m.selection.tensors;
-  visit.pending = [&m](uint32_t id) -> const std::vector<PendingRecord>& { return m.pending->of(id); };
+  visit.resting = m.rules->resting(noise_step);
+  visit.factors = m.factors.get();
+  visit.coefficients = [&m](uint32_t id) { return m.coefficients->of(id); };
+  visit.catch_up = [&m](uint32_t id) { return m.pending->catch_up(id); };
   visit.caught_up = [&m](uint32_t id) { m.pending->caught_up(id); };
   check_batch(batch, m.model->config(), want_logits);  // cutting it trusts it
   const MicroBatches micro = m.make_room(batch, visit, want_logits);
@@ -295,9 +344,9 @@ bool Engine::commit(const StepDecision& d) {
   check<ArgumentError>(!m.mixed, "commit", "deltas in use, expected none: use({}) puts the base back");
   check<ArgumentError>(m.journal || m.journal_path.empty(), "commit",
                        "the run is closed, expected an open one: the record would be lost");
-  check<ArgumentError>(d.scalars.size() == static_cast<size_t>(m.header.method.queries), "commit",
+  check<ArgumentError>(d.scalars.size() == static_cast<size_t>(m.header.method.n_scalars()), "commit",
                        std::to_string(d.scalars.size()) +
-                           " scalars, expected one a query: " + std::to_string(m.header.method.queries));
+                           " scalars, expected one a query: " + std::to_string(m.header.method.n_scalars()));
   Record r;
   r.step = m.n_committed + 1;
   r.lr = d.lr;
@@ -318,7 +367,7 @@ bool Engine::commit(const StepDecision& d) {
     if (++m.n_unsynced >= m.options.sync_every) sync();
   }
   m.n_committed = r.step;
-  if (finite) m.pending->push(m.pending_of(r));
+  if (finite) m.apply(r);
   if (m.journal && !m.streams_state() &&
       (m.n_committed - m.newest_generation) * m.seconds_per_record > kLongestReplay)
     save_generation();
@@ -356,6 +405,8 @@ std::vector<std::pair<std::string, int64_t>> Engine::bytes_by_purpose() const {
   return {{"working copies", s.working_copy_bytes()},
           {"index sets", s.overlay_bytes()},
           {"supports", s.support_bytes()},
+          {"moments", s.moment_bytes()},
+          {"factors", impl_->factor_bytes()},
           {"scales", s.scale_bytes()},
           {"ring", s.ring_bytes()},
           {"resident units", s.resident_bytes()},
@@ -382,6 +433,43 @@ std::vector<float> Engine::weights(uint32_t tensor_id) {
   });
   return out;
 }
+
+std::pair<std::vector<float>, std::vector<float>> Engine::factors(uint32_t id, uint32_t step,
+                                                                  uint32_t query) const {
+  Impl& m = *impl_;
+  const LowRank& d = m.selection.tensors.at(id).low_rank;
+  check<ArgumentError>(static_cast<bool>(d), "factors",
+                       "tensor " + std::to_string(id) + " has no low-rank direction, expected one that has");
+  const int64_t rows = m.parameters[id].rows, cols = m.parameters[id].cols, r = d.rank;
+  const std::shared_ptr<const Factors> f = m.factors->of(d, id, rows, cols, epoch_of(d, step));
+  std::vector<float> u(static_cast<size_t>(rows * r)), v(static_cast<size_t>(r * cols)), out(u.size(), 0.0f);
+  f->u_rows(0, rows, step, query, u.data());
+  for (int s = 0; s < d.rank; ++s) f->v_column(s, v.data() + s * cols);
+  const std::vector<float> middle = f->middle(step, query);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t s = 0; s < r; ++s) {
+      const float x = f->scale() * u[static_cast<size_t>(i * r + s)];
+      float* const row = out.data() + i * r;
+      if (d.kind == LowRankKind::uv) row[s] = x;
+      if (d.kind == LowRankKind::utv) row[s] = x * middle[static_cast<size_t>(s)];
+      for (int64_t t = 0; d.kind == LowRankKind::uzv && t < r; ++t)
+        row[t] += x * middle[static_cast<size_t>(s * r + t)];
+    }
+  }
+  return {out, v};
+}
+
+std::vector<float> Engine::coefficients(uint32_t id) const {
+  return impl_->coefficients->of(id) ? impl_->coefficients->values(id) : std::vector<float>();
+}
+
+std::vector<float> Engine::moments(uint32_t id, int k) {
+  flush();
+  const float* const values = impl_->store->moments(id, k);
+  return values ? std::vector<float>(values, values + impl_->store->n_moments(id)) : std::vector<float>();
+}
+
+std::vector<bool> Engine::resting(uint32_t step) const { return impl_->rules->resting(step); }
 
 TensorDirection Engine::direction(uint32_t tensor_id, uint32_t step, uint32_t query) const {
   return direction_of(impl_->selection.tensors.at(tensor_id), tensor_id, impl_->header.seed, step, query);

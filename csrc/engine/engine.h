@@ -147,6 +147,12 @@ class Engine {
       const;  // what a user should be told once (another instruction set, a dropped tail, ...)
   std::vector<float> weights(uint32_t tensor_id);  // at the journal's tail, fp32
   TensorDirection direction(uint32_t tensor_id, uint32_t step, uint32_t query) const;
+  // [m, rank] with what lies between the factors, and v^T [rank, n], whose product is a low-rank direction.
+  std::pair<std::vector<float>, std::vector<float>> factors(uint32_t tensor_id, uint32_t step,
+                                                            uint32_t query) const;
+  std::vector<float> coefficients(uint32_t tensor_id) const;
+  std::vector<float> moments(uint32_t tensor_id, int k);  // at the journal's tail
+  std::vector<bool> resting(uint32_t step) const;
   // cos^2(z, z_eff) with z_eff = (Q(w + eps z) - Q(w - eps z)) / (2 eps) over the trained elements (DESIGN
   // section 4, Operand rounding).
   double surviving_perturbation(float eps, uint32_t noise_step);

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/opening.h"
 #include "engine/pending.h"
+#include "engine/record_rules.h"
 #include "io/delta.h"
 #include "io/file.h"
 #include "io/generation.h"
@@ -21,8 +23,10 @@ namespace smezo {
 struct Engine::Impl {
   explicit Impl(const EngineOptions& options);
 
-  void resume(const std::vector<bool>& trained);
-  PendingRecord pending_of(const Record& r) const;
+  void resume(const Opening& opening);
+  void begin(uint32_t watermark);  // nothing is pending yet
+  void apply(const Record& r);     // a step's: to what is in memory anyway, and the rest is pending
+  void keep_moments();
   void keep_supports();   // of streamed state
   void tell_originals();  // a note, where a kept file has not all of the index set
   void flush() { pending->flush(); }
@@ -33,7 +37,8 @@ struct Engine::Impl {
   // it.
   void write_generation_with(const std::function<void()>& forward);
 
-  int64_t fixed_bytes() const;  // what does not depend on the batch
+  int64_t factor_bytes() const;  // that stay between steps
+  int64_t fixed_bytes() const;   // what does not depend on the batch
   // How the batch goes through the model. BudgetError.
   MicroBatches make_room(const Batch& batch, const VisitContext& visit, bool want_logits);
 
@@ -68,7 +73,10 @@ struct Engine::Impl {
   std::unique_ptr<Model> model;
   RunHeader header;
   Selection selection;
+  std::unique_ptr<FactorSource> factors;
+  std::unique_ptr<RecordRules> rules;
   std::unique_ptr<Pending> pending;
+  std::unique_ptr<Coefficients> coefficients;
   std::unique_ptr<RunLock> lock;
   std::string journal_path;
   std::unique_ptr<Journal> journal;

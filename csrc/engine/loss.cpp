@@ -84,24 +84,4 @@ BranchLoss branch_loss(const Batch& batch, const std::vector<float>& values, Red
   return out;
 }
 
-std::vector<float> two_sided_scalars(const std::vector<Branch>& branches,
-                                     const std::vector<double>& mean_losses, int n_queries) {
-  std::vector<float> g(static_cast<size_t>(n_queries));
-  for (int q = 0; q < n_queries; ++q) {
-    double plus = 0, minus = 0, eps = 0;
-    int found = 0;
-    for (size_t b = 0; b < branches.size(); ++b) {
-      if (branches[b].query != q || branches[b].eps == 0) continue;
-      (branches[b].sign > 0 ? plus : minus) = mean_losses[b];
-      eps = static_cast<double>(branches[b].eps);
-      ++found;
-    }
-    check<ArgumentError>(found == 2, "scalars",
-                         "query " + std::to_string(q) + " has " + std::to_string(found) +
-                             " branches, expected a plus and a minus");
-    g[static_cast<size_t>(q)] = static_cast<float>((plus - minus) / (2 * eps));
-  }
-  return g;
-}
-
 }  // namespace smezo

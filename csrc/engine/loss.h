@@ -1,4 +1,4 @@
-// Per-example losses of every branch, and the scalars a record holds (DESIGN section 4, Losses and Scalars).
+// Per-example losses of every branch (DESIGN section 4, Losses).
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -26,10 +26,5 @@ BranchLoss branch_loss(const Batch& batch, const std::vector<float>& values, Red
 // Scores of the options, [n_examples * n_options]: candidate logits turned to log-probabilities over the
 // options are not taken, these are the raw scores (logit, or mean token log-probability).
 std::vector<float> option_scores(const Batch& batch, const std::vector<float>& values);
-
-// g of each query from the means of its two branches, in query order: (l+ - l-) / (2 eps), made in double,
-// rounded once to fp32.
-std::vector<float> two_sided_scalars(const std::vector<Branch>& branches,
-                                     const std::vector<double>& mean_losses, int n_queries);
 
 }  // namespace smezo

@@ -33,13 +33,33 @@ std::string merged_config(const std::string& model_dir, DType dtype) {
 }  // namespace
 
 void Engine::Impl::for_rows(uint32_t id, const Store::OnRows& body) {
-  if (selection.tensors[id].trained && !store->overlay(id)) return pending->for_state(id, body);
+  if (selection.tensors[id].trained && !selection.tensors[id].only_read) return pending->for_state(id, body);
   flush();
   store->for_units(id, [&](const Unit& u, const WeightView& w) { body(w, u.row0, u.n_rows); });
   if (store->request(id).rows > 1 && !store->request(id).trained) store->rest(id);
 }
 
-// fp32 values of rows [row0, row0 + n) of a view, with the overlay where there is one.
+// += scale u diag(c) v^T, rows [row0, row0 + n).
+static void add_low_rank(Engine::Impl& m, uint32_t id, int64_t row0, int64_t n, int64_t cols, float* values) {
+  const LowRank& d = m.selection.tensors[id].low_rank;
+  const Factors factors(d, m.header.seed, id, m.parameters[id].rows, cols, 0, m.kernels, m.pool);
+  const std::vector<float>& c = m.coefficients->values(id);
+  std::vector<float> v(static_cast<size_t>(d.rank * cols));
+  m.pool.run(d.rank, [&](int64_t s, int) { factors.v_column(static_cast<int>(s), v.data() + s * cols); });
+  m.pool.run(n, [&](int64_t i, int) {
+    std::vector<float> u(static_cast<size_t>(d.rank)), change(static_cast<size_t>(cols), 0.0f);
+    factors.u_rows(row0 + i, 1, 0, 0, u.data());
+    for (int s = 0; s < d.rank; ++s) {
+      const size_t k = static_cast<size_t>(s);
+      const float a = u[k] * (factors.scale() * c[k]);
+      for (int64_t j = 0; j < cols; ++j)
+        change[static_cast<size_t>(j)] += a * v[k * static_cast<size_t>(cols) + static_cast<size_t>(j)];
+    }
+    for (int64_t j = 0; j < cols; ++j) values[i * cols + j] += change[static_cast<size_t>(j)];
+  });
+}
+
+// fp32 values of rows [row0, row0 + n) of a view, with what lies beside it.
 static void decode_rows(Engine::Impl& m, uint32_t id, const WeightView& w, int64_t row0, int64_t n,
                         float* values) {
   const IndexOverlay* const overlay = m.store->overlay(id);
@@ -48,6 +68,7 @@ static void decode_rows(Engine::Impl& m, uint32_t id, const WeightView& w, int64
     m.kernels.decode(w, (row0 + i) * w.cols, w.cols, row);
     if (overlay) patch_values(*overlay, row0 + i, 1, w.cols, row);
   });
+  if (m.coefficients->of(id)) add_low_rank(m, id, row0, n, w.cols, values);
 }
 
 void Engine::Impl::for_values(uint32_t id, const std::function<void(const float*, int64_t, int64_t)>& body) {
@@ -70,7 +91,7 @@ static void for_halves(Engine::Impl& m, uint32_t id,
   std::vector<float> values;
   std::vector<uint16_t> halves;
   m.for_rows(id, [&](const WeightView& w, int64_t row0, int64_t n) {
-    if ((w.dtype == DType::BF16T8 || w.dtype == DType::BF16) && !m.store->overlay(id))
+    if ((w.dtype == DType::BF16T8 || w.dtype == DType::BF16) && !m.selection.tensors[id].only_read)
       return body(static_cast<const uint16_t*>(w.data) + (row0 * w.cols - w.first), n * w.cols);
     const int64_t step = std::max<int64_t>(1, kPieceElements / w.cols);
     values.resize(static_cast<size_t>(std::min(step, n) * w.cols));

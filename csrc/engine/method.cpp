@@ -2,43 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 
 #include "base/error.h"
-#include "direction/index_set.h"
 #include "direction/threshold.h"
-#include "io/safetensors.h"
-#include "store/index_file.h"
 
 namespace smezo {
 namespace {
 
-struct NoiseRow {
-  const char* name;
-  NoiseKind kind;
-};
-constexpr NoiseRow kNoises[] = {{"gaussian", NoiseKind::gaussian},
-                                {"gaussian8", NoiseKind::gaussian8},
-                                {"rademacher", NoiseKind::rademacher}};
-
-struct KindRow {
-  const char* name;
-  MaskKind mask;
-};
-constexpr KindRow kKinds[] = {{"mezo", MaskKind::all},
-                              {"random-mask", MaskKind::random},
-                              {"largest-mask", MaskKind::large},
-                              {"sparse-mezo", MaskKind::small},
-                              {"sensitive", MaskKind::all}};
-
-const KindRow& kind_row(const std::string& name) {
-  std::string known;
-  for (const KindRow& r : kKinds) {
-    if (name == r.name) return r;
-    known += std::string(known.empty() ? "" : ", ") + r.name;
-  }
-  fail<ArgumentError>("method", "'" + name + "', expected one of " + known);
-}
+constexpr int kMaxBranches = 128;
+constexpr int kMaxWindow = 64;
 
 // '*' any run, '?' any one character. Only the last '*' is tried again: a pattern comes from a file that
 // somebody sent, and trying all of them takes time that grows exponentially with their number.
@@ -59,43 +31,110 @@ bool glob(const char* p, const char* s) {
   return !*p;
 }
 
+std::string text(double x) { return std::to_string(x); }
+
+void require(bool ok, const std::string& what) { check<ArgumentError>(ok, "method", what); }
+
+void check_numbers(const MethodConfig& m) {
+  require(m.sparsity >= 0 && m.sparsity < 1,
+          "sparsity " + text(m.sparsity) +
+              ", expected 0 <= sparsity < 1: it is the frozen fraction, and at 1 nothing would train");
+  require(!m.has_index_set() || m.index_set == IndexKind::file || (m.fraction > 0 && m.fraction <= 0.5),
+          "fraction " + text(m.fraction) +
+              ", expected more than 0 and at most 0.5: the share of each tensor that trains");
+  require(m.queries >= 1 && m.queries <= kMaxBranches && m.n_branches() <= kMaxBranches,
+          std::to_string(m.queries) + " queries, expected 1 to " +
+              std::to_string(m.plan == QueryPlan::two_sided ? kMaxBranches / 2 : kMaxBranches - 1) +
+              ": a visit has at most " + std::to_string(kMaxBranches) + " branches");
+  require(std::isfinite(m.weight_decay) && m.weight_decay >= 0,
+          "weight decay " + text(m.weight_decay) + ", expected a finite number not below 0");
+  require(m.drop >= 0 && m.drop < 1,
+          "drop " + text(m.drop) + ", expected 0 <= drop < 1: the share of layers that sit a step out");
+  if (m.low_rank != LowRankKind::none) {
+    require(m.rank >= 1 && m.rank <= kMaxRank,
+            "rank " + std::to_string(m.rank) + ", expected 1 to " + std::to_string(kMaxRank));
+    require(m.refresh >= 0 && m.refresh <= 1 << 30,
+            "refresh " + std::to_string(m.refresh) + ", expected a number of steps, or 0 for the run");
+  }
+  if (n_moments(m.rule) == 0) return;
+  require(m.beta1 >= 0 && m.beta1 < 1 && m.beta2 >= 0 && m.beta2 < 1,
+          "beta1 " + text(m.beta1) + " and beta2 " + text(m.beta2) + ", expected 0 <= beta < 1");
+  require(std::isfinite(m.adam_eps) && m.adam_eps > 0,
+          "adam_eps " + text(m.adam_eps) + ", expected a small positive number");
+  require(m.window >= 0 && m.window <= kMaxWindow, "window " + std::to_string(m.window) + ", expected 1 to " +
+                                                       std::to_string(kMaxWindow) +
+                                                       " records, or 0 to keep the moments");
+  require(m.rule != RuleKind::hizoo || (m.smoothing > 0 && m.smoothing < 1),
+          "smoothing " + text(m.smoothing) + ", expected a number between 0 and 1");
+}
+
+void check_parts(const MethodConfig& m) {
+  const bool low_rank = m.low_rank != LowRankKind::none, masked = m.mask != MaskKind::all && m.sparsity > 0;
+  require(!low_rank || (!masked && !m.has_index_set()),
+          "a low-rank direction with a mask or an index set, expected one of them: the product of two thin "
+          "matrices has no single elements to leave out");
+  require(!m.has_index_set() || !masked, "a mask and an index set, expected one of them");
+  require(m.low_rank != LowRankKind::utv || m.refresh == 0,
+          "refresh " + std::to_string(m.refresh) +
+              " with U diag(tau) V^T, expected 0: its factors are of the run");
+  require(
+      !m.only_reads || m.low_rank == LowRankKind::utv,
+      "numbers between factors that change, expected fixed factors (U diag(tau) V^T): a base that is only "
+      "read cannot take up what the old factors have made");
+  require(!m.has_coefficients() || m.weight_decay == 0,
+          "weight decay " + text(m.weight_decay) +
+              " over a base that is only read, expected 0: decay would have to move all of it");
+  require(!low_rank || m.window == 0,
+          "a window with a low-rank direction, expected 0: its moments are small");
+  require(!low_rank || m.rule == RuleKind::sgd || m.only_reads ||
+              (m.low_rank == LowRankKind::utv && m.rule == RuleKind::adam) ||
+              (m.low_rank == LowRankKind::uv && m.rule == RuleKind::momentum),
+          std::string("rule ") + rule_name(m.rule) + " with low rank " + low_rank_name(m.low_rank) +
+              ", expected sgd; momentum with U V^T; adam with U diag(tau) V^T; any with fixed factors over a "
+              "base that is only read");
+  require(!m.only_reads || m.rule != RuleKind::hizoo,
+          "rule hizoo with a low-rank direction, expected a dense one");
+  require((m.rule == RuleKind::hizoo) == (m.plan == QueryPlan::curved),
+          "rule hizoo takes the curved query plan, and that plan takes no other rule");
+  require(m.rule != RuleKind::hizoo || (m.queries == 1 && m.window == 0 && !low_rank),
+          "rule hizoo with several queries, a window or a low-rank direction, expected one dense query");
+  require(m.rule != RuleKind::hizoo || m.noise != NoiseKind::rademacher,
+          "rule hizoo with rademacher noise, expected a Gaussian: z^2 is 1 everywhere, so that all elements "
+          "would get the same curvature");
+  require(
+      m.estimator != Estimator::deviation || (m.plan == QueryPlan::one_sided && m.queries >= 2),
+      "scalars over the deviation of the losses with fewer than 2 one-sided queries, expected at least 2: "
+      "one loss has none");
+  require(m.window == 0 || m.rule == RuleKind::momentum || m.rule == RuleKind::adam,
+          std::string("a window with rule ") + rule_name(m.rule) + ", expected momentum or adam");
+}
+
 }  // namespace
 
-NoiseKind noise_from_name(const std::string& name) {
-  for (const NoiseRow& r : kNoises) {
-    if (name == r.name) return r.kind;
-  }
-  fail<ArgumentError>("noise", "'" + name + "', expected gaussian, gaussian8 or rademacher");
-}
-
-const char* noise_name(NoiseKind kind) {
-  for (const NoiseRow& r : kNoises) {
-    if (kind == r.kind) return r.name;
-  }
-  return "?";
-}
-
 // At sparsity 0 every mask is the whole tensor, so that all kinds equal MeZO bit for bit.
-MaskKind mask_kind(const MethodConfig& m) {
-  const MaskKind kind = kind_row(m.kind).mask;
-  return m.sparsity > 0 ? kind : MaskKind::all;
-}
+MaskKind mask_kind(const MethodConfig& m) { return m.sparsity > 0 ? m.mask : MaskKind::all; }
 
 void check_method(const MethodConfig& m) {
-  kind_row(m.kind);
-  check<ArgumentError>(
-      m.sparsity >= 0 && m.sparsity < 1, "method",
-      "sparsity " + std::to_string(m.sparsity) +
-          ", expected 0 <= sparsity < 1: it is the frozen fraction, and at 1 nothing would train");
-  check<ArgumentError>(!m.has_index_set() || !m.index.empty() || (m.fraction > 0 && m.fraction <= 0.5),
-                       "method",
-                       "fraction " + std::to_string(m.fraction) +
-                           ", expected more than 0 and at most 0.5: the share of each tensor that trains");
-  check<ArgumentError>(m.queries >= 1 && m.queries <= kMaxQueries, "method",
-                       std::to_string(m.queries) + " queries, expected 1 to " + std::to_string(kMaxQueries));
-  check<ArgumentError>(
-      std::isfinite(m.weight_decay) && m.weight_decay >= 0, "method",
-      "weight decay " + std::to_string(m.weight_decay) + ", expected a finite number not below 0");
+  check_numbers(m);
+  check_parts(m);
+}
+
+int64_t n_resting(const MethodConfig& m, int64_t n_layers) {
+  return std::min(static_cast<int64_t>(std::lround(m.drop * static_cast<double>(n_layers))), n_layers - 1);
+}
+
+int64_t n_moments_of(const MethodConfig& m, int64_t rows, int64_t cols, int64_t n_indexed) {
+  if (!m.keeps_moments() || m.has_coefficients()) return 0;
+  if (m.low_rank != LowRankKind::none) return m.low_rank == LowRankKind::uv ? rows * m.rank : 0;
+  return m.has_index_set() ? n_indexed : rows * cols;
+}
+
+std::vector<int> layers_of(const std::vector<ParameterSpec>& parameters) {
+  std::vector<int> out;
+  const std::string prefix = "model.layers.";
+  for (const ParameterSpec& p : parameters)
+    out.push_back(p.name.rfind(prefix, 0) == 0 ? std::stoi(p.name.substr(prefix.size())) : -1);
+  return out;
 }
 
 std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<ParameterSpec>& parameters) {
@@ -107,6 +146,13 @@ std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<Param
     check<ArgumentError>(
         !t || !m.has_index_set() || p.block_linear, "method",
         "an index set on '" + p.name + "', expected only linear weights of the decoder blocks");
+    check<ArgumentError>(
+        !t || m.low_rank == LowRankKind::none || p.block_linear, "method",
+        "a low-rank direction of '" + p.name + "', expected only linear weights of the decoder blocks");
+    check<ArgumentError>(
+        !t || m.low_rank == LowRankKind::none || m.rank <= std::min(p.rows, p.cols), "method",
+        "rank " + std::to_string(m.rank) + " of '" + p.name + "' [" + std::to_string(p.rows) + ", " +
+            std::to_string(p.cols) + "], expected at most its smaller side");
     out.push_back(t);
     any |= t;
   }
@@ -117,62 +163,28 @@ std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<Param
   return out;
 }
 
-std::string hash_of_index(const std::string& path) { return path.empty() ? "" : hash_of_file(path); }
-
-std::vector<int64_t> index_counts(const MethodConfig& m, const std::vector<bool>& trained,
-                                  const std::vector<TensorRequest>& requests) {
-  std::vector<int64_t> out(requests.size(), 0);
-  if (m.index.empty()) {
-    for (size_t id = 0; id < out.size(); ++id)
-      out[id] = trained[id] ? n_indexed(requests[id].rows * requests[id].cols, m.fraction) : 0;
-    return out;
-  }
-  const Safetensors file = Safetensors::open(m.index);
-  for (const TensorEntry& t : file.tensors()) {
-    size_t id = 0;
-    while (id < out.size() && !(trained[id] && requests[id].name == t.name)) ++id;
-    check<FormatError>(id < out.size(), "index set",
-                       m.index + " lists elements of '" + t.name +
-                           "', expected linear weights of this model's blocks; another model's file?");
-    out[id] = t.n;
-  }
-  return out;
+TensorMethod tensor_method(const MethodConfig& m, bool trained, int layer) {
+  TensorMethod t;
+  t.trained = trained;
+  t.noise = m.noise;
+  t.layer = m.drop > 0 ? layer : -1;
+  t.rule = m.rule;
+  t.only_read = m.leaves_base();
+  if (trained) t.low_rank = m.low_rank_of();
+  return t;
 }
 
-void place_index_sets(const MethodConfig& m, const std::vector<bool>& trained, uint64_t run_seed,
-                      Store& store) {
-  std::vector<TensorRequest> requests;
-  for (uint32_t id = 0; id < trained.size(); ++id) requests.push_back(store.request(id));
-  const std::vector<int64_t> n_of = index_counts(m, trained, requests);
-  std::unique_ptr<Safetensors> file;
-  if (!m.index.empty()) file = std::make_unique<Safetensors>(Safetensors::open(m.index));
-  for (uint32_t id = 0; id < trained.size(); ++id) {
-    if (!trained[id]) continue;
-    const TensorRequest& r = store.request(id);
-    std::vector<int64_t> elements;
-    if (file) {
-      if (const TensorEntry* t = file->find(r.name))
-        elements = named(m.index, [&] { return listed_elements(*file, *t); });
-    } else {
-      const int64_t n = r.rows * r.cols, k = n_of[id];
-      elements.reserve(static_cast<size_t>(k));
-      for (int64_t i = 0; i < k; ++i) elements.push_back(random_index_at(run_seed, id, n, k, i));
-    }
-    store.set_overlay(id, named(m.index, [&] { return make_overlay(elements, r.rows, r.cols); }));
-  }
-}
-
-Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store,
-                 const Kernels& kernels, ThreadPool& pool) {
+Selection select(const MethodConfig& m, const std::vector<bool>& trained, const std::vector<int>& layers,
+                 Store& store, const Kernels& kernels, ThreadPool& pool) {
   Selection s;
   const MaskKind kind = mask_kind(m);
   for (uint32_t id = 0; id < trained.size(); ++id) {
-    TensorMethod t;
-    t.trained = trained[id];
-    t.noise = m.noise;
+    TensorMethod t = tensor_method(m, trained[id], layers[id]);
     int64_t n_selected = 0;
     if (t.trained && store.overlay(id)) {
       n_selected = store.overlay(id)->n();
+    } else if (t.trained && m.has_coefficients()) {
+      n_selected = m.rank;
     } else if (t.trained) {
       const WeightView w = store.shape(id);
       const Pieces pieces = [&](const auto& body) {

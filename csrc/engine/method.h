@@ -5,31 +5,100 @@
 #include <vector>
 
 #include "base/threads.h"
+#include "direction/low_rank.h"
 #include "model/model.h"
 #include "store/store.h"
 
 namespace smezo {
 
-struct MethodConfig {
-  std::string kind = "mezo";      // mezo | random-mask | largest-mask | sparse-mezo | sensitive
-  std::string trains = "linear";  // linear | all | a glob pattern over parameter names
-  double sparsity = 0;            // frozen fraction, 0 <= sparsity < 1
-  NoiseKind noise = NoiseKind::gaussian8;
-  int queries = 1;
-  double weight_decay = 0;  // lambda; matrices only
-  // sensitive: what trains is an index set, the base stays as it is. A share of each tensor at random, or a
-  // file that holds sorted element numbers under the names of tensors (safetensors, I32 or I64).
-  double fraction = 0;
-  std::string index;       // path of the file; "": random
-  std::string index_hash;  // of its content; filled when it is opened
-  bool has_index_set() const { return kind == "sensitive"; }
+// How the losses of a step's branches become scalars (engine/loss.h).
+enum class QueryPlan : uint8_t {
+  two_sided,  // w + eps z and w - eps z of each query
+  one_sided,  // w, and w + eps z of each query
+  curved      // w, w + eps z and w - eps z of the one query; two scalars (HiZOO)
 };
+enum class Estimator : uint8_t {
+  difference,  // over eps, or 2 eps
+  deviation,   // over the standard deviation of the queries' losses (FZOO)
+  sign         // of the difference
+};
+enum class IndexKind : uint8_t {
+  none,
+  random,  // a share of each tensor, drawn from the run's seed
+  rows,    // the largest |w| of each row
+  file     // a file's lists
+};
+
+// A method is a combination of parts. `kind` is the row's name, a label for people.
+struct MethodConfig {
+  std::string kind = "mezo";
+  // Selection.
+  std::string trains = "linear";  // linear | all | a glob pattern over parameter names
+  MaskKind mask = MaskKind::all;
+  double sparsity = 0;  // frozen fraction, 0 <= sparsity < 1
+  IndexKind index_set = IndexKind::none;
+  double fraction = 0;     // random, rows: of a tensor, of a row
+  std::string index;       // path of the file
+  std::string index_hash;  // of its content; filled when it is opened
+  double drop = 0;         // share of the decoder's layers that sit a step out
+  // Direction.
+  NoiseKind noise = NoiseKind::gaussian8;
+  LowRankKind low_rank = LowRankKind::none;
+  int rank = 0;
+  int refresh = 0;          // steps that factors stay; 0: the run
+  bool only_reads = false;  // low rank: what trains are numbers between fixed factors, beside the base
+  // Query plan and scalars.
+  QueryPlan plan = QueryPlan::two_sided;
+  Estimator estimator = Estimator::difference;
+  int queries = 1;
+  bool over_eps = false;  // deviation: divided by eps too
+  // Rule.
+  RuleKind rule = RuleKind::sgd;
+  double beta1 = 0.9, beta2 = 0.999, adam_eps = 1e-8;
+  bool damped = true;       // momentum: averages, instead of adding up
+  bool corrected = true;    // adam: takes the averages' bias out
+  int window = 0;           // records that moments are rebuilt from, the newest included; 0: they are kept
+  double smoothing = 1e-6;  // hizoo: s
+  double weight_decay = 0;  // lambda; matrices only
+
+  bool has_index_set() const { return index_set != IndexKind::none; }
+  bool has_coefficients() const { return low_rank != LowRankKind::none && only_reads; }
+  bool leaves_base() const { return has_index_set() || has_coefficients(); }  // no working copies
+  bool keeps_moments() const { return n_moments(rule) > 0 && window == 0; }
+  int n_scalars() const { return plan == QueryPlan::curved ? 2 : queries; }
+  int n_branches() const {
+    return plan == QueryPlan::two_sided ? 2 * queries : plan == QueryPlan::one_sided ? queries + 1 : 3;
+  }
+  LowRank low_rank_of() const { return {low_rank, noise, rank, refresh}; }
+};
+
+// Names of parts, as a header has them. ArgumentError lists the known ones.
+MaskKind mask_from_name(const std::string& name);
+const char* mask_name(MaskKind kind);
+QueryPlan plan_from_name(const std::string& name);
+const char* plan_name(QueryPlan plan);
+Estimator estimator_from_name(const std::string& name);
+const char* estimator_name(Estimator e);
+IndexKind index_kind_from_name(const std::string& name);
+const char* index_kind_name(IndexKind kind);
+LowRankKind low_rank_from_name(const std::string& name);
+const char* low_rank_name(LowRankKind kind);
+RuleKind rule_from_name(const std::string& name);
+const char* rule_name(RuleKind kind);
+// The parts of the rows that are named in headers without them: mezo, random-mask, largest-mask, sparse-mezo,
+// sensitive. ArgumentError: another.
+void set_parts_of_kind(MethodConfig* m);
+
+// Layers of a model of n that sit a step out.
+int64_t n_resting(const MethodConfig& m, int64_t n_layers);
+// Numbers of a rule's moments beside a trained matrix: of every element, or of u's rows.
+int64_t n_moments_of(const MethodConfig& m, int64_t rows, int64_t cols, int64_t n_indexed);
 
 NoiseKind noise_from_name(const std::string& name);  // ArgumentError lists the known ones
 const char* noise_name(NoiseKind kind);
 
 MaskKind mask_kind(const MethodConfig& m);  // on what it trains
-// ArgumentError: unknown kind, sparsity or queries out of range, weight decay not finite or negative.
+// ArgumentError: a number out of range, or parts that make no sense together.
 void check_method(const MethodConfig& m);
 
 // How many elements each tensor's index set has, from the header of the file. FormatError: see below.
@@ -38,10 +107,11 @@ std::vector<int64_t> index_counts(const MethodConfig& m, const std::vector<bool>
 // Puts the method's index sets into the store as overlays; a trained tensor that the file does not name has
 // an empty one. FormatError: a list of a tensor that does not train, or that is not one.
 void place_index_sets(const MethodConfig& m, const std::vector<bool>& trained, uint64_t run_seed,
-                      Store& store);
+                      Store& store, const Kernels& kernels, ThreadPool& pool);
 std::string hash_of_index(const std::string& path);  // "" for ""
 
-// Does the method train this parameter? ArgumentError when nothing of the model matches.
+// Does the method train this parameter? ArgumentError: nothing of the model matches, or something that the
+// method cannot train does.
 std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<ParameterSpec>& parameters);
 
 // Masks of all tensors, from the values they have in the store (the base's, before any record), with the
@@ -51,7 +121,11 @@ struct Selection {
   std::vector<TensorMethod> tensors;  // [n_tensors]
   std::vector<int64_t> n_selected;    // [n_tensors], 0 when not trained
 };
-Selection select(const MethodConfig& m, const std::vector<bool>& trained, Store& store,
-                 const Kernels& kernels, ThreadPool& pool);
+Selection select(const MethodConfig& m, const std::vector<bool>& trained, const std::vector<int>& layers,
+                 Store& store, const Kernels& kernels, ThreadPool& pool);
+// How the method treats a tensor, but for its mask; layer: of the decoder, -1: outside.
+TensorMethod tensor_method(const MethodConfig& m, bool trained, int layer);
+// [n_tensors]: the decoder layer that each parameter belongs to, -1: none.
+std::vector<int> layers_of(const std::vector<ParameterSpec>& parameters);
 
 }  // namespace smezo

@@ -31,7 +31,9 @@ class Changes {
     values_.dtype = t.dtype;
     values_.rows = 1, values_.cols = t.n();
     packed_ = t.packed;
-    const TensorMethod method{true, delta.made_by.method.noise, delta.made_by.masks[id]};
+    TensorMethod method;
+    method.noise = delta.made_by.method.noise;
+    method.mask = delta.made_by.masks[id];
     direction_ = direction_of(method, id, delta.made_by.seed, 0, 0);
   }
 
@@ -61,12 +63,32 @@ class Changes {
   int64_t next_ = 0;
 };
 
+// Numbers between factors: what they change is linear in them.
+void mix_numbers(Engine::Impl& m, const std::vector<Delta>& deltas, uint32_t id) {
+  std::vector<float>& numbers = m.coefficients->values(id);
+  std::vector<double> sum(numbers.size(), 0.0);
+  for (const Delta& d : deltas) {
+    const int64_t at = d.file.find(m.parameters[id].name);
+    if (at < 0) continue;
+    const size_t i = static_cast<size_t>(at);
+    check<FormatError>(d.file.tensors()[i].n() == static_cast<int64_t>(numbers.size()), "delta",
+                       d.file.path() + " has another number of values of '" + m.parameters[id].name + "'");
+    const float* const values = static_cast<const float*>(d.file.values(i));
+    for (size_t k = 0; k < sum.size(); ++k) sum[k] += d.weight * static_cast<double>(values[k]);
+  }
+  for (size_t k = 0; k < sum.size(); ++k) numbers[k] = static_cast<float>(sum[k]);
+}
+
 // The base and the sum of what the deltas change of it.
 void mix(Engine::Impl& m, const std::vector<Delta>& deltas) {
   std::vector<float> w0;
   std::vector<double> sum;
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     if (!m.selection.tensors[id].trained) continue;
+    if (m.coefficients->of(id)) {
+      mix_numbers(m, deltas, id);
+      continue;
+    }
     IndexOverlay* const overlay = m.store->overlay(id);
     std::vector<Changes> changes;
     for (const Delta& d : deltas) changes.emplace_back(d, id, m.parameters[id].name, overlay);

@@ -8,10 +8,12 @@ namespace smezo {
 namespace {
 
 DType values_for(const std::string& name, const MethodConfig& method) {
-  if (name == "auto") return method.has_index_set() ? DType::F32 : DType::BF16T8;
+  if (name == "auto") return method.leaves_base() ? DType::F32 : DType::BF16T8;
   const DType values = values_from_name(name);
-  check<ArgumentError>(!method.has_index_set() || values == DType::F32, "values",
-                       name + " for an index set, expected fp32: its values lie beside the base");
+  check<ArgumentError>(!method.leaves_base() || values == DType::F32, "values",
+                       name +
+                           (method.has_index_set() ? " for an index set" : " for numbers between factors") +
+                           ", expected fp32: they lie beside the base");
   return values;
 }
 
@@ -35,9 +37,10 @@ Opening opening_of(const EngineOptions& o) {
   for (size_t id = 0; id < out.parameters.size(); ++id) {
     const ParameterSpec& p = out.parameters[id];
     const bool in_vocabulary = p.rows > 1 && !p.block_linear;
-    out.requests.push_back({p.name, p.rows, p.cols, out.trained[id] && !o.method.has_index_set(),
+    out.requests.push_back({p.name, p.rows, p.cols, out.trained[id] && !o.method.leaves_base(),
                             in_vocabulary ? kVocabularyBlock : kStripStep});
   }
+  out.layers = layers_of(out.parameters);
   out.values = values_for(o.values, o.method);
   return out;
 }

@@ -10,6 +10,7 @@ struct Opening {
   ModelConfig config;
   std::vector<ParameterSpec> parameters;
   std::vector<bool> trained;
+  std::vector<int> layers;  // [n_tensors]: of the decoder, -1: outside
   std::vector<TensorRequest> requests;
   DType values = DType::F32;
 };

@@ -2,21 +2,38 @@
 
 #include <algorithm>
 
-#include "model/catch_up.h"
-
 namespace smezo {
 
 Pending::Pending(Store& store, const std::vector<TensorMethod>& methods, const Kernels& kernels,
-                 ThreadPool& pool, uint64_t run_seed, uint32_t watermark)
+                 ThreadPool& pool, FactorSource& factors, uint64_t run_seed, uint32_t watermark)
     : store_(store),
       methods_(methods),
       kernels_(kernels),
       pool_(pool),
+      factors_(factors),
       run_seed_(run_seed),
       tail_(watermark),
-      watermark_(methods.size(), watermark) {}
+      watermark_(methods.size(), watermark),
+      tracks_(methods.size()) {}
+
+// Working copies and index sets; coefficients are nobody's but the engine's.
+bool Pending::has_state(uint32_t id) const {
+  const TensorMethod& m = methods_[id];
+  return m.trained && !(m.low_rank && m.only_read);
+}
+
+static bool has_track(const TensorMethod& m) {
+  return m.low_rank && m.rule == RuleKind::adam && !m.only_read;
+}
 
 void Pending::push(PendingRecord record) {
+  if (record.step <= tail_) {
+    for (uint32_t id = 0; id < methods_.size(); ++id) {
+      if (methods_[id].trained && has_track(methods_[id]) && !record.skips(methods_[id]))
+        advance_track(methods_[id].low_rank, run_seed_, id, record, &tracks_[id]);
+    }
+    return;
+  }
   tail_ = record.step;
   records_.push_back(std::move(record));
 }
@@ -31,15 +48,32 @@ const std::vector<PendingRecord>& Pending::of(uint32_t tensor_id) {
   return suffix_;
 }
 
+CatchUp Pending::catch_up(uint32_t id) {
+  if (!has_state(id)) return {};
+  const TensorRequest& r = store_.request(id);
+  CatchUp::Tensor t{&methods_[id], id, r.rows, r.cols, run_seed_};
+  for (int k = 0; k < 2; ++k) t.moments[k] = store_.moments(id, k);
+  return CatchUp(t, of(id), kernels_, pool_, factors_, tracks_[id]);
+}
+
+void Pending::advance(uint32_t id) {
+  if (has_track(methods_[id])) {
+    for (const PendingRecord& r : of(id)) {
+      if (!r.skips(methods_[id])) advance_track(methods_[id].low_rank, run_seed_, id, r, &tracks_[id]);
+    }
+  }
+  watermark_[id] = tail_;
+}
+
 void Pending::caught_up(uint32_t tensor_id) {
-  watermark_[tensor_id] = tail_;
+  advance(tensor_id);
   drop_applied();
 }
 
 void Pending::drop_applied() {
   uint32_t lowest = tail_;
-  for (size_t id = 0; id < watermark_.size(); ++id) {
-    if (methods_[id].trained) lowest = std::min(lowest, watermark_[id]);
+  for (uint32_t id = 0; id < watermark_.size(); ++id) {
+    if (has_state(id)) lowest = std::min(lowest, watermark_[id]);
   }
   const auto first =
       std::find_if(records_.begin(), records_.end(), [&](const PendingRecord& r) { return r.step > lowest; });
@@ -51,28 +85,24 @@ void Pending::for_state(uint32_t id, const Store::OnRows& body) {
     flush();
     return store_.for_state(id, kernels_, pool_, nullptr, body);
   }
-  const std::vector<PendingRecord> records = of(id);
+  const CatchUp records = catch_up(id);
   store_.for_state(
       id, kernels_, pool_,
-      [&](const WeightView& w, int64_t row0, int64_t n) {
-        catch_up_rows(w, nullptr, methods_[id], run_seed_, records, kernels_, row0, n);
-      },
-      body);
+      [&](const WeightView& w, int64_t row0, int64_t n) { records.apply(w, nullptr, row0, n); }, body);
 }
 
 void Pending::streamed_state_is_at_tail() {
   for (uint32_t id = 0; id < methods_.size(); ++id) {
-    if (methods_[id].trained && store_.streams_state(id)) watermark_[id] = tail_;
+    if (methods_[id].trained && store_.streams_state(id)) advance(id);
   }
   drop_applied();
 }
 
 void Pending::flush() {
   for (uint32_t id = 0; id < methods_.size(); ++id) {
-    if (!methods_[id].trained || watermark_[id] == tail_ || store_.streams_state(id)) continue;
-    const std::vector<PendingRecord> records = of(id);
-    catch_up_tensor(store_, id, methods_[id], run_seed_, records, kernels_, pool_);
-    watermark_[id] = tail_;
+    if (!has_state(id) || watermark_[id] == tail_ || store_.streams_state(id)) continue;
+    catch_up(id).apply_all(store_, pool_);
+    advance(id);
   }
   drop_applied();
 }

@@ -5,6 +5,8 @@
 
 #include "base/threads.h"
 #include "kernels/kernels.h"
+#include "model/catch_up.h"
+#include "model/factors.h"
 #include "model/model.h"
 #include "store/store.h"
 
@@ -13,13 +15,13 @@ namespace smezo {
 class Pending {
  public:
   Pending(Store& store, const std::vector<TensorMethod>& methods, const Kernels& kernels, ThreadPool& pool,
-          uint64_t run_seed, uint32_t watermark);
+          FactorSource& factors, uint64_t run_seed, uint32_t watermark);
 
-  void push(PendingRecord record);  // in increasing step order
+  // In increasing step order. One up to the watermark is taken as applied: rules that average look back.
+  void push(PendingRecord record);
 
-  // Records after the tensor's watermark, oldest first. The reference holds until the next call of any
-  // member.
-  const std::vector<PendingRecord>& of(uint32_t tensor_id);
+  // The records after the tensor's watermark.
+  CatchUp catch_up(uint32_t tensor_id);
   void caught_up(uint32_t tensor_id);  // every row has had all of them
 
   // Brings every trained tensor to the tail, all its records in one pass over its rows. State that is
@@ -31,15 +33,20 @@ class Pending {
   void streamed_state_is_at_tail();
 
  private:
+  const std::vector<PendingRecord>& of(uint32_t tensor_id);
+  bool has_state(uint32_t tensor_id) const;
+  void advance(uint32_t tensor_id);  // its track and its watermark, to the tail
   void drop_applied();
 
   Store& store_;
   const std::vector<TensorMethod>& methods_;
   const Kernels& kernels_;
   ThreadPool& pool_;
+  FactorSource& factors_;
   uint64_t run_seed_;
   uint32_t tail_;
   std::vector<uint32_t> watermark_;     // [n_tensors]
+  std::vector<Track> tracks_;           // [n_tensors]; of low rank with adam: at the watermark
   std::vector<PendingRecord> records_;  // those after the lowest watermark of a trained tensor
   std::vector<PendingRecord> suffix_;   // what `of` handed out when it was not all of records_
 };

@@ -12,6 +12,7 @@
 #include "engine/generation_interval.h"
 #include "kernels/overlay.h"
 #include "model/batch_check.h"
+#include "model/factors.h"
 #include "model/layout.h"
 #include "model/pass.h"
 #include "store/plan.h"
@@ -73,13 +74,14 @@ bool Planner::streams_trained(int64_t budget) const {
 
 bool Planner::packs(uint32_t id) const {
   const MethodConfig& m = options_.method;
-  return opening_.requests[id].trained && opening_.requests[id].rows > 1 && m.sparsity > 0 &&
-         (m.kind == "sparse-mezo" || m.kind == "largest-mask");
+  return opening_.requests[id].trained && opening_.requests[id].rows > 1 &&
+         (mask_kind(m) == MaskKind::small || mask_kind(m) == MaskKind::large);
 }
 
 int64_t Planner::n_state(uint32_t id) const {
   if (!opening_.trained[id]) return 0;
   if (options_.method.has_index_set()) return n_indexed_[id];
+  if (options_.method.has_coefficients()) return options_.method.rank;
   const int64_t n = opening_.requests[id].rows * opening_.requests[id].cols;
   return packs(id) ? n_kept(n, options_.method.sparsity) : n;
 }
@@ -93,6 +95,11 @@ Planner::Fixed Planner::fixed(int64_t budget) const {
     const bool copied = streams ? is_copied(r, t.dtype, keeps_trained) : r.trained || !is_aligned(t);
     if (copied) f.copies += whole_pages(copy_bytes(r.rows * r.cols, r.trained ? opening_.values : t.dtype));
     if (has_index_set(id)) f.index_sets += IndexOverlay::n_bytes_of(r.rows, n_indexed_[id]);
+    if (opening_.trained[id]) {
+      f.moments += n_moments(options_.method.rule) *
+                   whole_pages(n_moments_of(options_.method, r.rows, r.cols, n_indexed_[id]) * 4);
+      f.factors += Factors::kept_bytes(options_.method.low_rank_of(), r.rows, r.cols);
+    }
     if (packs(id) && !keeps_trained) f.supports += (r.rows + 1) * static_cast<int64_t>(sizeof(uint32_t));
   }
   f.streams_trained = !keeps_trained;
@@ -146,7 +153,9 @@ MicroBatches Planner::micro_batches(const Batch& batch, const StepShape& shape, 
   const int64_t row_bytes = streams      ? copy_bytes(t.cols, opening_.values)
                             : reads_rows ? single_row_bytes(t)
                                          : 0;
-  const ForwardShape forward{&kernels_, compute, shape.n_branches, n_threads_, row_bytes};
+  const MethodConfig& method = options_.method;
+  const ForwardShape forward{
+      &kernels_, compute, shape.n_branches, n_threads_, row_bytes, method.low_rank_of(), !method.only_reads};
   return micro_batches_for(
       batch, room,
       [&](const Batch& b) { return forward_bytes(opening_.config, b, forward, shape.want_logits); },
@@ -286,7 +295,9 @@ double Planner::update_seconds(const Rates& rates) const {
     const TensorRequest& r = opening_.requests[id];
     n += static_cast<double>(has_index_set(id) ? n_indexed_[id] : r.trained ? r.rows * r.cols : 0);
   }
-  return n * options_.method.queries / rates.updates_per_s;
+  const MethodConfig& m = options_.method;
+  const double noises = m.low_rank != LowRankKind::none ? 1 : m.queries * std::max(1, m.window);
+  return n * (1 - m.drop) * noises / rates.updates_per_s;
 }
 
 // As the engine decides (Engine::Impl::generation_is_due): at the least cost of writing and of replaying.
@@ -309,7 +320,9 @@ double Planner::compute_seconds(const Batch& batch, int64_t n_passes, const Step
     const TensorRequest& r = opening_.requests[static_cast<size_t>(id)];
     const double n = static_cast<double>((rows < 0 ? r.rows : rows) * r.cols);
     products += n * columns;
-    operands += n * (opening_.trained[static_cast<size_t>(id)] ? options_.method.queries : 1);
+    const MethodConfig& m = options_.method;
+    const bool apart = opening_.trained[static_cast<size_t>(id)] && m.low_rank == LowRankKind::none;
+    operands += n * (apart ? m.drop + (1 - m.drop) * m.queries : 1);
   };
   for (size_t l = 0; l < tensors.layers.size(); ++l) {
     const LayerTensors& t = tensors.layers[l];
@@ -362,6 +375,8 @@ Plan Planner::of(const Batch& batch, const StepShape& shape, const Rates& rates,
   out.bytes_by_purpose = {{"working copies", f.copies},
                           {"index sets", f.index_sets},
                           {"supports", f.supports},
+                          {"moments", f.moments},
+                          {"factors", f.factors},
                           {"scales", f.scales},
                           {"ring", f.ring},
                           {"resident units", kept},
@@ -369,7 +384,7 @@ Plan Planner::of(const Batch& batch, const StepShape& shape, const Rates& rates,
                           {"forward", forward},
                           {"opening", opening},
                           {"other", f.other}};
-  out.bytes_written = kRecordHeadBytes + 4 * options_.method.queries;
+  out.bytes_written = kRecordHeadBytes + 4 * options_.method.n_scalars();
   if (out.streams_trained) {
     out.generation_bytes = generation_bytes();
     out.steps_a_generation = steps_a_generation(rates);

@@ -55,8 +55,9 @@ class Planner {
   // What does not depend on the batch.
   struct Fixed {
     bool streams_trained = false;
-    int64_t copies = 0, index_sets = 0, supports = 0, scales = 0, ring = 0, other = 0;
-    int64_t sum() const { return copies + index_sets + supports + scales + ring + other; }
+    int64_t copies = 0, index_sets = 0, supports = 0, moments = 0, factors = 0, scales = 0, ring = 0,
+            other = 0;
+    int64_t sum() const { return copies + index_sets + supports + moments + factors + scales + ring + other; }
   };
   struct Streaming {
     int64_t kept = 0, ring = 0, bytes_read = 0;  // ring: what of it is touched

@@ -70,9 +70,7 @@ Rates measure_rates(const Kernels& kernels, ThreadPool& pool, double seconds) {
   method.trained = true;
   method.mask = {MaskKind::small, 1.0f, 0};
   const auto lane = [&](int64_t i) -> Lane& { return lanes[static_cast<size_t>(i)]; };
-  PendingRecord record;
-  record.step = 1;
-  record.c = {0.0f};
+  const float c = 0;
 
   Rates out;
   out.gemm_flops_per_s = 2.0 * kRows * kCols * kTokens * best_rate(pool, seconds / 3, [&](int64_t i) {
@@ -89,7 +87,12 @@ Rates measure_rates(const Kernels& kernels, ThreadPool& pool, double seconds) {
                          kernels.produce(job, 0, kRows, l.plus.get(), l.minus.get());
                        });
   out.updates_per_s = 1.0 * kRows * kCols * best_rate(pool, seconds / 3, [&](int64_t i) {
-                        catch_up_rows(lane(i).w, nullptr, method, 0, {record}, kernels, 0, kRows);
+                        UpdateJob job;
+                        job.w = lane(i).w;
+                        job.dir = direction_of(method, 0, 0, 1, 0);
+                        job.n_queries = 1;
+                        job.c = &c;
+                        kernels.apply_update(job, 0, kRows);
                       });
   return out;
 }

@@ -6,44 +6,17 @@
 #include <limits>
 
 #include "base/error.h"
+#include "engine/names.h"
 #include "io/json.h"
 
 namespace smezo {
 namespace {
 
-// One table a word list: name <-> value.
-template <class T>
-struct Row {
-  const char* name;
-  T value;
-};
-constexpr Row<DType> kValues[] = {{"fp32", DType::F32}, {"bf16+8", DType::BF16T8}, {"bf16", DType::BF16}};
-constexpr Row<OperandMode> kOperands[] = {
+constexpr Named<DType> kValues[] = {{"fp32", DType::F32}, {"bf16+8", DType::BF16T8}, {"bf16", DType::BF16}};
+constexpr Named<OperandMode> kOperands[] = {
     {"nearest", OperandMode::nearest}, {"dither", OperandMode::dither}, {"split", OperandMode::split}};
-constexpr Row<Reduction> kReductions[] = {{"example", Reduction::example}, {"token", Reduction::token}};
-constexpr Row<Compute> kComputes[] = {{"fp32", Compute::f32}, {"bf16", Compute::bf16}};
-constexpr Row<MaskKind> kMasks[] = {{"all", MaskKind::all},
-                                    {"small", MaskKind::small},
-                                    {"large", MaskKind::large},
-                                    {"random", MaskKind::random}};
-
-template <class T, size_t N>
-T value_of(const Row<T> (&table)[N], const char* what, const std::string& name) {
-  std::string known;
-  for (const Row<T>& r : table) {
-    if (name == r.name) return r.value;
-    known += std::string(known.empty() ? "" : ", ") + r.name;
-  }
-  fail<ArgumentError>(what, "'" + name + "', expected one of " + known);
-}
-template <class T, size_t N>
-const char* name_of(const Row<T> (&table)[N], T value) {
-  for (const Row<T>& r : table) {
-    if (r.value == value) return r.name;
-  }
-  return "?";
-}
-
+constexpr Named<Reduction> kReductions[] = {{"example", Reduction::example}, {"token", Reduction::token}};
+constexpr Named<Compute> kComputes[] = {{"fp32", Compute::f32}, {"bf16", Compute::bf16}};
 // fp32 values travel as their bits, so that nothing is lost or rounded on the way.
 Json bits(float x) {
   uint32_t u;
@@ -63,6 +36,61 @@ float from_bits(const Json& j, const std::string& what) {
 constexpr int64_t kMostElements = int64_t{1} << 40;  // of a tensor, far above any
 
 std::string digits(double x) { return Json(x).dump(); }  // as many as tell it from every other
+
+// What the first headers did not have.
+Json parts_of(const MethodConfig& m) {
+  Json p = Json::object();
+  p.set("mask", mask_name(m.mask));
+  p.set("index_set", index_kind_name(m.index_set));
+  p.set("drop", m.drop);
+  p.set("low_rank", low_rank_name(m.low_rank));
+  p.set("rank", m.rank);
+  p.set("refresh", m.refresh);
+  p.set("only_reads", m.only_reads);
+  p.set("plan", plan_name(m.plan));
+  p.set("estimator", estimator_name(m.estimator));
+  p.set("over_eps", m.over_eps);
+  p.set("rule", rule_name(m.rule));
+  p.set("beta1", m.beta1);
+  p.set("beta2", m.beta2);
+  p.set("adam_eps", m.adam_eps);
+  p.set("damped", m.damped);
+  p.set("corrected", m.corrected);
+  p.set("window", m.window);
+  p.set("smoothing", m.smoothing);
+  return p;
+}
+
+void read_parts(const Json& p, const char* where, MethodConfig* m) {
+  const std::string what = where;
+  const auto text = [&](const char* key) { return p.at(key, what).as_string(what); };
+  const auto number = [&](const char* key) { return p.at(key, what).as_double(what); };
+  const auto integer = [&](const char* key) {
+    const int64_t n = p.at(key, what).as_int(what);
+    check<FormatError>(n >= 0 && n <= std::numeric_limits<int>::max(), where,
+                       std::string(key) + " " + std::to_string(n) + ", expected a number of a method");
+    return static_cast<int>(n);
+  };
+  const auto truth = [&](const char* key) { return p.at(key, what).as_bool(what); };
+  m->mask = mask_from_name(text("mask"));
+  m->index_set = index_kind_from_name(text("index_set"));
+  m->drop = number("drop");
+  m->low_rank = low_rank_from_name(text("low_rank"));
+  m->rank = integer("rank");
+  m->refresh = integer("refresh");
+  m->only_reads = truth("only_reads");
+  m->plan = plan_from_name(text("plan"));
+  m->estimator = estimator_from_name(text("estimator"));
+  m->over_eps = truth("over_eps");
+  m->rule = rule_from_name(text("rule"));
+  m->beta1 = number("beta1");
+  m->beta2 = number("beta2");
+  m->adam_eps = number("adam_eps");
+  m->damped = truth("damped");
+  m->corrected = truth("corrected");
+  m->window = integer("window");
+  m->smoothing = number("smoothing");
+}
 
 }  // namespace
 
@@ -84,11 +112,12 @@ std::string to_json(const RunHeader& h) {
     m.set("fraction", h.method.fraction);
     m.set("index_hash", h.method.index_hash);
   }
+  m.set("parts", parts_of(h.method));
   Json masks = Json::array();
   for (size_t i = 0; i < h.masks.size(); ++i) {
     const Mask& k = h.masks[i];
     Json row = Json::array();
-    row.push(name_of(kMasks, k.kind));
+    row.push(mask_name(k.kind));
     row.push(bits(k.h));
     row.push(k.keep);
     row.push(h.n_selected[i]);
@@ -135,13 +164,24 @@ static RunHeader parsed(const Json& j, const char* where) {
                      std::to_string(queries) + " queries, expected 1 to " + std::to_string(kMaxQueries));
   h.method.queries = static_cast<int>(queries);
   h.method.weight_decay = m.at("weight_decay", what).as_double(what);
-  if (h.method.has_index_set()) {
+  const bool has_index = m.find("index_hash") != nullptr;
+  if (has_index) {
     h.method.fraction = m.at("fraction", what).as_double(what);
     h.method.index_hash = m.at("index_hash", what).as_string(what);
-    h.method.index = h.method.index_hash;  // of a file whose path a header does not know
   }
+  if (const Json* parts = m.find("parts")) {
+    read_parts(*parts, where, &h.method);
+  } else {
+    h.method.index = h.method.index_hash;
+    set_parts_of_kind(&h.method);
+    h.method.index.clear();
+  }
+  check<FormatError>(has_index == h.method.has_index_set() &&
+                         h.method.index_hash.empty() == (h.method.index_set != IndexKind::file),
+                     where,
+                     "an index set of kind " + std::string(index_kind_name(h.method.index_set)) +
+                         (has_index ? " with" : " without") + " a hash, expected what it was made with");
   check_method(h.method);
-  h.method.index.clear();
   h.values = values_from_name(str("values"));
   h.compute = value_of(kComputes, "compute", str("compute"));
   h.operand = operand_from_name(str("operand"));
@@ -161,7 +201,7 @@ static RunHeader parsed(const Json& j, const char* where) {
     check<FormatError>(r.size() == 4, "journal header",
                        "a mask of " + std::to_string(r.size()) + " fields, expected 4");
     Mask k;
-    k.kind = value_of(kMasks, "mask", r[0].as_string(what));
+    k.kind = mask_from_name(r[0].as_string(what));
     k.h = from_bits(r[1], what);
     const int64_t keep = r[2].as_int(what), n_selected = r[3].as_int(what);
     check<FormatError>(
@@ -197,15 +237,24 @@ std::string support_difference(const RunHeader& a, const RunHeader& b, uint32_t 
                : "seed " + std::to_string(a.seed) + ", it was drawn with " + std::to_string(b.seed);
   };
   if (a.method.kind != b.method.kind) return "method " + a.method.kind + ", it was made by " + b.method.kind;
+  if (a.method.has_coefficients()) {
+    if (a.method.low_rank != b.method.low_rank || a.method.rank != b.method.rank)
+      return "rank " + std::to_string(a.method.rank) + ", it has " + std::to_string(b.method.rank);
+    if (a.method.noise != b.method.noise)
+      return std::string("noise ") + noise_name(a.method.noise) + ", it has " + noise_name(b.method.noise);
+    return seeds();
+  }
   if (a.method.has_index_set()) {
+    if (a.method.index_set != b.method.index_set)
+      return b.method.index_set == IndexKind::file
+                 ? "its index set was read from a file of hash " + b.method.index_hash + "; give that file"
+                 : std::string("its index set is of kind ") + index_kind_name(b.method.index_set);
     if (a.method.index_hash != b.method.index_hash)
-      return b.method.index_hash.empty()
-                 ? "an index file, it was made with a random set"
-                 : "its index set was read from a file of hash " + b.method.index_hash + "; give that file";
+      return "its index set was read from a file of hash " + b.method.index_hash + "; give that file";
     if (!a.method.index_hash.empty()) return "";
     if (a.method.fraction != b.method.fraction)
       return "fraction " + digits(a.method.fraction) + ", it has " + digits(b.method.fraction);
-    return seeds();
+    return a.method.index_set == IndexKind::random ? seeds() : "";
   }
   const Mask &mine = a.masks[id], &its = b.masks[id];
   if (mine.kind != its.kind || mine.h != its.h || mine.keep != its.keep)
@@ -230,6 +279,9 @@ std::string difference(const RunHeader& a, const RunHeader& b) {
   differ("weight decay", digits(a.method.weight_decay), digits(b.method.weight_decay));
   differ("fraction", digits(a.method.fraction), digits(b.method.fraction));
   differ("index file's hash", a.method.index_hash, b.method.index_hash);
+  const Json mine = parts_of(a.method), its = parts_of(b.method);
+  for (const auto& [key, value] : mine.as_object("parts"))
+    differ(key.c_str(), value.dump(), its.at(key, "parts").dump());
   differ("seed", std::to_string(a.seed), std::to_string(b.seed));
   differ("values", values_name(a.values), values_name(b.values));
   differ("dtype", name_of(kComputes, a.compute), name_of(kComputes, b.compute));

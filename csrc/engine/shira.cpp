@@ -100,6 +100,10 @@ std::string adapter_config(const std::string& model_dir, const AdapterInfo& info
 
 AdapterInfo Engine::export_shira(const std::string& path) {
   Impl& m = *impl_;
+  check<ArgumentError>(
+      !m.header.method.has_coefficients(), "export",
+      "a low-rank change of whole matrices, expected single values that changed; merge writes "
+      "such a model");
   NewFolder folder(path);
   const std::vector<Module> modules = changed_modules(m);
   AdapterInfo info;

@@ -8,6 +8,7 @@
 #include "direction/direction.h"
 #include "format/codec.h"
 #include "kernels/kernels.h"
+#include "update/rule.h"
 #include "update/sgd.h"
 
 namespace smezo {
@@ -58,21 +59,50 @@ SMEZO_HD Stream dither_stream(const OperandJob& j) {
 SMEZO_HD Operands operands_at(const OperandJob& j, int64_t e) {
   if (j.eps == 0) return {plain_operand_at(j.w, e, j.compute), 0};
   const float w = decode_at(j.w, e);
-  const float mz = masked_noise_at(j.dir, e, w);
+  float mz = masked_noise_at(j.dir, e, w);
+  if (j.curvature) mz /= __builtin_sqrtf(j.curvature[e - j.w.first]);
   if (j.mode == OperandMode::split)
     return {plain_operand_at(j.w, e, j.compute), noise_operand(j.compute, mz)};
   return perturbed(j, w, mz, takes_dither(j) ? bits_at(dither_stream(j), static_cast<uint64_t>(e), 16) : 0);
 }
 
-// Applies one record to element e in place.
-SMEZO_HD void update_at(const UpdateJob& j, int64_t e) {
+// Rules that average: the weight after the record; moments of the element are updated.
+SMEZO_HD float averaged_step(const UpdateJob& j, int64_t e, float w) {
+  TensorDirection d = j.dir;
+  const auto estimate = [&](uint32_t step, const float* c) {
+    float x = 0;
+    d.stream.step = step;
+    for (int q = 0; q < j.n_queries; ++q) {
+      d.stream.query = static_cast<uint32_t>(q);
+      x = __builtin_fmaf(c[q], z_at(d, static_cast<uint64_t>(e)), x);
+    }
+    return x;
+  };
+  const int64_t at = e - j.w.first;
+  float m = j.moments[0] ? j.moments[0][at] : 0, v = j.moments[1] ? j.moments[1][at] : 0;
+  for (int i = 0; i < j.n_past; ++i) advance_moments(j.rule, estimate(j.past[i].step, j.past[i].c), &m, &v);
+  const float x = estimate(j.dir.stream.step, j.c);
+  advance_moments(j.rule, x, &m, &v);
+  if (j.moments[0]) j.moments[0][at] = m;
+  if (j.moments[1]) j.moments[1][at] = v;
+  return rule_step(j.rule, w, x, m, v);
+}
+
+// Applies one record to element e, of a call whose first row is row0, in place.
+SMEZO_HD void update_at(const UpdateJob& j, int64_t e, int64_t row0) {
   const float before = decode_at(j.w, e);
   if (!mask_at(j.dir, static_cast<uint64_t>(e), before)) return;
   float w = sgd_decay(before, j.decay);
-  TensorDirection d = j.dir;
-  for (int q = 0; q < j.n_queries; ++q) {
-    d.stream.query = static_cast<uint32_t>(q);
-    w = sgd_step(w, z_at(d, static_cast<uint64_t>(e)), j.c[q]);
+  if (j.given) {
+    w = sgd_step(w, j.given[(e / j.w.cols - row0) * j.ld_given + e % j.w.cols], j.c[0]);
+  } else if (j.rule.kind != RuleKind::sgd) {
+    w = averaged_step(j, e, w);
+  } else {
+    TensorDirection d = j.dir;
+    for (int q = 0; q < j.n_queries; ++q) {
+      d.stream.query = static_cast<uint32_t>(q);
+      w = sgd_step(w, z_at(d, static_cast<uint64_t>(e)), j.c[q]);
+    }
   }
   Stream s = j.dir.stream;
   s.purpose = Purpose::rounding;

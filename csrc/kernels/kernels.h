@@ -12,6 +12,7 @@
 #include "base/cpu.h"
 #include "base/view.h"
 #include "direction/direction.h"
+#include "update/rule.h"
 
 namespace smezo {
 
@@ -36,21 +37,40 @@ struct OperandJob {
   OperandMode mode = OperandMode::nearest;
   Compute compute = Compute::bf16;
   float eps = 0;  // > 0, or 0 for a plain branch: then only `plus` is written and dir is ignored
+  // Where not null, of the tensor's element w.first on: m z is divided by the square root of it (HiZOO).
+  const float* curvature = nullptr;
 };
 
-constexpr int kMaxQueries = 64;
+constexpr int kMaxQueries = 128;
 
-// One committed record applied to one tensor: decay first, w <- fma(-decay, m w, w), then for q =
-// 0..n_queries-1 in order w <- fma(-c[q], m z_q, w), all in fp32, m taken once from the value before the
-// record, then rounded once to the stored format (BF16T8 and BF16: stochastically, Purpose::rounding at the
-// record's step, query 0; F32: as it is). Masked-out elements keep their bits.
+// The noise of a record before the one that is applied.
+struct PastRecord {
+  uint32_t step = 0;
+  const float* c = nullptr;  // [n_queries]
+};
+
+// One committed record applied to one tensor, m taken once from the value before the record. sgd: decay
+// first, w <- fma(-decay, m w, w), then for q = 0..n_queries-1 in order w <- fma(-c[q], m z_q, w), all in
+// fp32. Other rules: decay, then e = fma(c[q], z_q, e) over the queries from 0, then what update/rule.h says.
+// The result is rounded once to the stored format (BF16T8 and BF16: stochastically, Purpose::rounding at the
+// record's step, query 0; F32: as it is). Masked-out elements and their moments keep their bits.
 struct UpdateJob {
   WeightView w;  // writable
   TensorDirection
       dir;  // stream.step = the record's step; stream.query is set by the kernel to 0..n_queries-1
   float decay = 0;
   int n_queries = 0;
-  const float* c = nullptr;  // c[q] = fp32(lr * g_q / n_queries)
+  const float* c = nullptr;  // sgd: fp32(lr g_q / n_queries); other rules: fp32(g_q / n_queries)
+  Rule rule;
+  // Of the tensor's element w.first on, as many as the rule has. Null: they are first_moment, averaged over
+  // `past`, oldest first, and this record, and kept nowhere.
+  float* moments[2] = {nullptr, nullptr};
+  const PastRecord* past = nullptr;
+  int n_past = 0;
+  // Where not null, what the step takes off, [n_rows][ld_given] for the rows of the call: then n_queries is
+  // 1, c[0] is 1, the rule is sgd, and z of that query is this.
+  const float* given = nullptr;
+  int64_t ld_given = 0;
 };
 
 // A working copy beside the base that it is made from. Its support: the elements whose base value, rounded to

@@ -75,12 +75,14 @@ IndexOverlay make_overlay(const std::vector<int64_t>& elements, int64_t rows, in
 void patch_operands(const IndexOverlay& o, OperandJob job, int64_t row0, int64_t n_rows, DType strip,
                     int64_t ld, void* plus, void* minus) {
   const WeightView shape = job.w;
+  const float* const curvature = job.curvature;
   job.dir.mask = Mask{};
   for (int64_t r = 0; r < n_rows; ++r) {
     const size_t row = static_cast<size_t>(row0 + r);
     for (uint32_t i = o.row_begin[row]; i < o.row_begin[row + 1]; ++i) {
       const int64_t e = (row0 + r) * shape.cols + o.col[i];
       job.w = as_weight(shape, const_cast<float*>(&o.value[i]), e);
+      job.curvature = curvature ? curvature + i : nullptr;
       const Operands x = operands_at(job, e);
       if (plus) put(plus, strip, r * ld + o.col[i], x.plus);
       if (minus && job.eps != 0) put(minus, strip, r * ld + o.col[i], x.minus);
@@ -98,12 +100,14 @@ void patch_values(const IndexOverlay& o, int64_t row0, int64_t n_rows, int64_t c
 
 void update_overlay(IndexOverlay& o, UpdateJob job, int64_t row0, int64_t n_rows) {
   const WeightView shape = job.w;
+  float* const moments[2] = {job.moments[0], job.moments[1]};
   job.dir.mask = Mask{};
   for (int64_t r = row0; r < row0 + n_rows; ++r) {
     for (uint32_t i = o.row_begin[static_cast<size_t>(r)]; i < o.row_begin[static_cast<size_t>(r) + 1]; ++i) {
       const int64_t e = r * shape.cols + o.col[i];
       job.w = as_weight(shape, &o.value[i], e);
-      update_at(job, e);
+      for (int k = 0; k < 2; ++k) job.moments[k] = moments[k] ? moments[k] + i : nullptr;
+      update_at(job, e, row0);
     }
   }
 }

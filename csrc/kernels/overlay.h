@@ -33,6 +33,7 @@ class IndexOverlay {
 // outside of the tensor, more than 65536 columns.
 IndexOverlay make_overlay(const std::vector<int64_t>& elements, int64_t rows, int64_t cols);
 
+// A job's moments and curvature are of the set's elements, [n()].
 // Overwrites the set's elements of strips that hold rows [row0, row0 + n_rows) of the base as `produce` makes
 // them for `job` (its w tells shape and id only); strips of elements `strip`, `ld` a row. Either may be null.
 void patch_operands(const IndexOverlay& o, OperandJob job, int64_t row0, int64_t n_rows, DType strip,

@@ -24,7 +24,7 @@ void apply_update(const UpdateJob& j, int64_t row0, int64_t n_rows) {
       "tensor " + std::to_string(j.w.tensor_id) + " is " + dtype_name(j.w.dtype) +
           (j.w.writable ? "" : " of the base") +
           ", expected a working copy in F32, BF16 or BF16T8; a record was sent to a frozen tensor");
-  for (int64_t e = row0 * j.w.cols; e < (row0 + n_rows) * j.w.cols; ++e) update_at(j, e);
+  for (int64_t e = row0 * j.w.cols; e < (row0 + n_rows) * j.w.cols; ++e) update_at(j, e, row0);
 }
 
 void decode(const WeightView& w, int64_t e0, int64_t n, float* out) {

@@ -86,6 +86,27 @@ bool Weights::trained(int64_t id) const {
   return context_.methods != nullptr && (*context_.methods)[static_cast<size_t>(id)].trained;
 }
 
+bool Weights::perturbed(int64_t id) const {
+  if (!trained(id)) return false;
+  const TensorMethod& m = (*context_.methods)[static_cast<size_t>(id)];
+  return !m.low_rank && !context_.rests(m);
+}
+
+void Weights::prepare_side(size_t slot, int64_t id, int64_t k, const std::vector<void*>& packed,
+                           int64_t n_panels) {
+  sides_[slot].clear();
+  if (!trained(id) || !(*context_.methods)[static_cast<size_t>(id)].low_rank) return;
+  const uint32_t tensor = static_cast<uint32_t>(id);
+  sides_[slot].prepare(context_, tensor, store_.request(tensor).rows, k, packed, n_panels);
+}
+
+const SideProduct* Weights::side_of(int64_t id) const {
+  for (const SideProduct& s : sides_) {
+    if (s.is_of(id)) return &s;
+  }
+  return nullptr;
+}
+
 OperandJob Weights::job_for(const WeightView& w, const BranchGroup& g, OperandMode mode,
                             Compute compute) const {
   OperandJob job;
@@ -94,8 +115,13 @@ OperandJob Weights::job_for(const WeightView& w, const BranchGroup& g, OperandMo
   job.compute = compute;
   job.eps = g.eps;
   if (g.eps > 0) {
-    job.dir = direction_of((*context_.methods)[w.tensor_id], w.tensor_id, context_.run_seed, context_.step,
-                           static_cast<uint32_t>(g.query));
+    const TensorMethod& method = (*context_.methods)[w.tensor_id];
+    job.dir =
+        direction_of(method, w.tensor_id, context_.run_seed, context_.step, static_cast<uint32_t>(g.query));
+    if (method.rule == RuleKind::hizoo) {
+      const float* const h = store_.moments(w.tensor_id, 0);
+      job.curvature = store_.overlay(w.tensor_id) ? h : h + w.first;
+    }
   }
   return job;
 }
@@ -113,12 +139,9 @@ void Weights::make(OperandJob job, const StripRows& rows, int64_t ld_bytes, char
 }
 
 void Weights::catch_up(int64_t id) {
-  if (!trained(id) || !context_.pending || store_.streams_state(static_cast<uint32_t>(id))) return;
+  if (!trained(id) || !context_.catch_up || store_.streams_state(static_cast<uint32_t>(id))) return;
   const uint32_t tensor = static_cast<uint32_t>(id);
-  const std::vector<PendingRecord>& records = context_.pending(tensor);
-  if (records.empty()) return;
-  catch_up_tensor(store_, tensor, (*context_.methods)[tensor], context_.run_seed, records, kernels_,
-                  *context_.pool);
+  context_.catch_up(tensor).apply_all(store_, *context_.pool);
   context_.caught_up(tensor);
 }
 
@@ -128,12 +151,13 @@ void Weights::load_vectors(const std::vector<int64_t>& ids) {
     catch_up(id);
     const WeightView w = store_.weight(static_cast<uint32_t>(id));
     std::vector<std::vector<float>>& values = vectors_[id];
-    values.assign(trained(id) ? static_cast<size_t>(n_branches()) : 1,
+    const bool apart = perturbed(id);
+    values.assign(apart ? static_cast<size_t>(n_branches()) : 1,
                   std::vector<float>(static_cast<size_t>(w.n())));
     for (const BranchGroup& g : groups(id)) {
       if (g.eps == 0) {
-        kernels_.decode(w, 0, w.n(), values[trained(id) ? static_cast<size_t>(g.branches[0]) : 0].data());
-        for (size_t i = 1; trained(id) && i < g.branches.size(); ++i)
+        kernels_.decode(w, 0, w.n(), values[apart ? static_cast<size_t>(g.branches[0]) : 0].data());
+        for (size_t i = 1; apart && i < g.branches.size(); ++i)
           values[static_cast<size_t>(g.branches[i])] = values[static_cast<size_t>(g.branches[0])];
         continue;
       }
@@ -163,12 +187,11 @@ RowViews Weights::rows(int64_t id, std::vector<int32_t> list) const {
   const uint32_t tensor = static_cast<uint32_t>(id);
   if (!store_.streams_state(tensor)) return store_.rows(tensor, list);
   RowViews out = store_.state_rows(tensor, list, kernels_);
-  if (!context_.pending) return out;
-  const std::vector<PendingRecord>& records = context_.pending(tensor);
+  if (!context_.catch_up) return out;
+  const CatchUp records = context_.catch_up(tensor);
   context_.pool->run(static_cast<int64_t>(list.size()), [&](int64_t i, int) {
     const int32_t row = list[static_cast<size_t>(i)];
-    catch_up_rows(out.at(row), nullptr, (*context_.methods)[tensor], context_.run_seed, records, kernels_,
-                  row, 1);
+    records.apply(out.at(row), nullptr, row, 1);
   });
   return out;
 }
@@ -256,11 +279,14 @@ void Weights::multiply_strip(int64_t id, const StripRows& rows, const std::vecto
                              char* scratch) const {
   const int64_t k = rows.any().cols;
   const Operands operands = operands_at(scratch, k);
+  const SideProduct* const side = side_of(id);
+  FactorStrip factors{operands.minus};  // the plain branches need no second operand
   for (const BranchGroup& g : groups(id)) {
     make_group(g, rows, operands);
     for (const int b : g.branches) {
       const size_t i = static_cast<size_t>(b);
       product(g, b, operands, rows.n, k, packed[i], n_panels, epilogue, out[i], ld);
+      if (side) side->add(factors, rows.row0, rows.n, b, 0, n_panels, out[i], ld);
     }
   }
 }
@@ -270,24 +296,19 @@ Weights::Visit Weights::begin_visit(const Unit& unit) {
   // memory whole is caught up whole, or records would be applied to its first rows twice (I1).
   if (unit.row0 == 0 && unit.n_rows < store_.request(unit.tensor_id).rows) catch_up(unit.tensor_id);
   Visit v{unit.tensor_id, unit, store_.acquire(unit), store_.overlay(unit.tensor_id), {}};
-  if (trained(v.id) && context_.pending) v.records = context_.pending(unit.tensor_id);
+  if (trained(v.id) && context_.catch_up) v.records = context_.catch_up(unit.tensor_id);
   return v;
 }
 
 void Weights::catch_up_strip(const Visit& v, int64_t row0, int64_t n) const {
   store_.prepare_rows(v.unit, row0, n, kernels_);
-  if (!v.records.empty()) catch_up_records(v, row0, n);
+  v.records.apply(v.w, v.overlay, row0, n);
   store_.finish_rows(v.unit, row0, n, kernels_);
-}
-
-void Weights::catch_up_records(const Visit& v, int64_t row0, int64_t n) const {
-  catch_up_rows(v.w, v.overlay, (*context_.methods)[static_cast<size_t>(v.id)], context_.run_seed, v.records,
-                kernels_, row0, n);
 }
 
 void Weights::end_visit(const Visit& v) const {
   const bool last = v.unit.row0 + v.unit.n_rows == v.w.rows;
-  if (last && !v.records.empty() && !store_.streams_state(v.unit.tensor_id))
+  if (last && trained(v.id) && context_.catch_up && !store_.streams_state(v.unit.tensor_id))
     context_.caught_up(v.unit.tensor_id);
   store_.release(v.unit);
 }
@@ -305,7 +326,9 @@ void Weights::for_units(int64_t id, const std::function<void(const Unit&, const 
 void Weights::multiply(const std::vector<LinearPart>& parts, int64_t k, const std::vector<void*>& packed,
                        int64_t n_panels, int64_t ld, Epilogue epilogue, const std::vector<char*>& scratch) {
   std::vector<std::pair<const LinearPart*, Unit>> todo;
-  for (const LinearPart& p : parts) {
+  for (size_t slot = 0; slot < parts.size(); ++slot) {
+    const LinearPart& p = parts[slot];
+    prepare_side(slot, p.weight, k, packed, n_panels);
     for (const Unit& unit : units_of({p.weight}, cut_of(store_))) todo.emplace_back(&p, unit);
   }
   for (size_t next = 0; next < todo.size();) {
@@ -340,6 +363,8 @@ void Weights::multiply(const std::vector<LinearPart>& parts, int64_t k, const st
 void Weights::multiply_gated(const GatedPart& part, int64_t k, const std::vector<void*>& packed,
                              int64_t n_panels, const std::vector<void*>& h,
                              const std::vector<char*>& scratch) {
+  prepare_side(0, part.gate, k, packed, n_panels);
+  prepare_side(1, part.up, k, packed, n_panels);
   const std::vector<Unit> units = units_of_gated(part.gate, part.up, cut_of(store_));
   for (size_t next = 0; next < units.size();) {
     std::vector<Visit> visits;
@@ -372,7 +397,9 @@ void Weights::multiply_gated_units(const GatedPart& part, const std::vector<Visi
     const Operands gate_operands = operands_at(mine, k), up_operands = operands_at(mine + strip_bytes(k), k);
     float* const gate_sums = reinterpret_cast<float*>(mine + 2 * strip_bytes(k));
     float* const up_sums = gate_sums + strip_rows(k) * kGatedLd;
-    for (const BranchGroup& g : groups(trained(part.gate) ? part.gate : part.up)) {
+    const SideProduct *const gate_side = side_of(part.gate), *const up_side = side_of(part.up);
+    FactorStrip gate_factors{gate_operands.minus}, up_factors{up_operands.minus};
+    for (const BranchGroup& g : groups(perturbed(part.gate) ? part.gate : part.up)) {
       const BranchGroup &gate_group = own_group(part.gate, g), &up_group = own_group(part.up, g);
       make_group(gate_group, {&gate.w, nullptr, s.row0, s.n, nullptr, gate.overlay}, gate_operands);
       make_group(up_group, {&up.w, nullptr, s.row0, s.n, nullptr, up.overlay}, up_operands);
@@ -383,8 +410,10 @@ void Weights::multiply_gated_units(const GatedPart& part, const std::vector<Visi
           const char* const x =
               static_cast<const char*>(packed[i]) + kernels_.packed_bytes(context_.compute, k, p0);
           product(gate_group, b, gate_operands, s.n, k, x, np, Epilogue::store, gate_sums, kGatedLd);
+          if (gate_side) gate_side->add(gate_factors, s.row0, s.n, b, p0, np, gate_sums, kGatedLd);
           add_bias(part.gate_bias, b, s.row0, s.n, np, gate_sums, kGatedLd);
           product(up_group, b, up_operands, s.n, k, x, np, Epilogue::store, up_sums, kGatedLd);
+          if (up_side) up_side->add(up_factors, s.row0, s.n, b, p0, np, up_sums, kGatedLd);
           add_bias(part.up_bias, b, s.row0, s.n, np, up_sums, kGatedLd);
           kernels_.silu_mul_pack(context_.compute, gate_sums, up_sums, kGatedLd, n_features, s.row0, s.n, p0,
                                  np, h[i]);

@@ -7,9 +7,11 @@
 #include <map>
 #include <vector>
 
+#include "model/catch_up.h"
 #include "model/layout.h"
 #include "model/model.h"
 #include "model/pass.h"
+#include "model/side_product.h"
 #include "model/sizes.h"
 
 namespace smezo {
@@ -106,7 +108,7 @@ class Weights {
     Unit unit;
     WeightView w;
     IndexOverlay* overlay;
-    std::vector<PendingRecord> records;  // a copy: asking for the next tensor's may move them
+    CatchUp records;
   };
   struct Operands {
     char *plus, *minus;
@@ -117,18 +119,22 @@ class Weights {
                             const std::vector<void*>& packed, int64_t n_panels, const std::vector<void*>& h,
                             const std::vector<char*>& scratch) const;
   void catch_up_strip(const Visit& v, int64_t row0, int64_t n) const;
-  void catch_up_records(const Visit& v, int64_t row0, int64_t n) const;
   void end_visit(const Visit& v) const;
 
   bool trained(int64_t id) const;
+  // Has every branch a weight of its own? Not where the direction is a side product, or the layer rests.
+  bool perturbed(int64_t id) const;
   const std::vector<BranchGroup>& groups(int64_t id) const {
-    return trained(id) ? trained_groups_ : plain_groups_;
+    return perturbed(id) ? trained_groups_ : plain_groups_;
   }
   // What `g`, a group of some tensor, is for this one: itself, or the plain branches where this is not
-  // trained.
+  // perturbed.
   const BranchGroup& own_group(int64_t id, const BranchGroup& g) const {
-    return trained(id) ? g : plain_groups_[0];
+    return perturbed(id) ? g : plain_groups_[0];
   }
+  // Before the products of a tensor of low rank; `slot`: of the tensors multiplied together.
+  void prepare_side(size_t slot, int64_t id, int64_t k, const std::vector<void*>& packed, int64_t n_panels);
+  const SideProduct* side_of(int64_t id) const;
   OperandJob job_for(const WeightView& w, const BranchGroup& g, OperandMode mode, Compute compute) const;
   Operands operands_at(char* scratch, int64_t k) const;
   void make_over_base(const BranchGroup& g, const StripRows& rows, const Operands& to) const;
@@ -145,6 +151,7 @@ class Weights {
   Store& store_;
   StripSizes sizes_;
   std::vector<BranchGroup> trained_groups_, plain_groups_;
+  std::vector<SideProduct> sides_{3};
   std::map<int64_t, std::vector<std::vector<float>>> vectors_;  // by tensor id, [branch, or one shared entry]
 };
 

@@ -68,8 +68,15 @@ const ModelConfig& Model::config() const { return impl_->config; }
 namespace {
 
 ForwardShape shape_of(const VisitContext& c, const Store& store, int64_t embedding) {
-  return {c.kernels, c.compute, static_cast<int64_t>(c.branches.size()), c.pool->size(),
-          store.row_bytes(static_cast<uint32_t>(embedding))};
+  ForwardShape s{c.kernels, c.compute, static_cast<int64_t>(c.branches.size()), c.pool->size(),
+                 store.row_bytes(static_cast<uint32_t>(embedding))};
+  for (const TensorMethod& m : *c.methods) {
+    if (!m.trained || !m.low_rank) continue;
+    s.low_rank = m.low_rank;
+    s.updates_by_factors = !m.only_read;
+    break;
+  }
+  return s;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/threads.h"
+#include "direction/low_rank.h"
 #include "kernels/kernels.h"
 #include "model/batch.h"
 #include "model/config.h"
@@ -22,18 +23,38 @@ struct Branch {
   float eps = 0;
 };
 
+class CatchUp;       // catch_up.h
+class FactorSource;  // factors.h
+
 // How one tensor is perturbed and updated; made by the engine from the method, looked up by tensor id.
 struct TensorMethod {
   bool trained = false;
   NoiseKind noise = NoiseKind::gaussian8;
   Mask mask;
+  LowRank low_rank;
+  RuleKind rule = RuleKind::sgd;
+  int layer = -1;          // of the decoder, where whole layers sit steps out; -1: takes part in all
+  bool only_read = false;  // its weight stays the base's: an index set, or coefficients, lie beside it
+};
+
+// A record's noise as a later record's rule wants it.
+struct PastScalars {
+  uint32_t step = 0;
+  std::vector<float> c;  // one a query
 };
 
 // A committed record that has not reached a tensor yet (I3: it carries its own coefficients).
 struct PendingRecord {
   uint32_t step = 0;
+  uint32_t after = 0;  // the step of the record before it; 0: none
   float decay = 0;
-  std::vector<float> c;  // one a query
+  std::vector<float> c;  // one a query: lr g_q / Q for sgd, g_q / Q for other rules
+  Rule rule;
+  std::vector<PastScalars> past;  // rules that rebuild their moments: of so many records before it
+  std::vector<bool> resting;      // [n_layers]: they sit this step out; empty: none
+  bool skips(const TensorMethod& m) const {
+    return m.layer >= 0 && !resting.empty() && resting[static_cast<size_t>(m.layer)];
+  }
 };
 
 // What a visit needs to know beside the batch.
@@ -46,11 +67,19 @@ struct VisitContext {
   uint32_t step = 0;                                   // of the probe: noise of the branches
   std::vector<Branch> branches;                        // + and - of one query are adjacent
   const std::vector<TensorMethod>* methods = nullptr;  // [n_tensors]
-  // Records to apply to a trained tensor before it is used, oldest first. The model calls `caught_up(id)`
-  // when every row of the tensor has had them; the engine then moves the tensor's watermark. Empty when there
-  // is nothing to do.
-  std::function<const std::vector<PendingRecord>&(uint32_t tensor_id)> pending;
+  std::vector<bool> resting;                           // [n_layers] at this step; empty: none
+  FactorSource* factors = nullptr;
+  // Over a base that is only read: what training has made of the numbers between a tensor's factors
+  // (middle_of).
+  std::function<const float*(uint32_t tensor_id)> coefficients;
+  // Records to apply to a trained tensor before it is used. The model calls `caught_up(id)` when every row of
+  // the tensor has had them; the engine then moves the tensor's watermark. Empty when there is nothing to do.
+  std::function<CatchUp(uint32_t tensor_id)> catch_up;
   std::function<void(uint32_t tensor_id)> caught_up;
+
+  bool rests(const TensorMethod& m) const {
+    return m.layer >= 0 && !resting.empty() && resting[static_cast<size_t>(m.layer)];
+  }
 };
 
 // What one forward gives back, for branch b:

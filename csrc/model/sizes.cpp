@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "model/catch_up.h"
 #include "model/rope.h"
+#include "model/side_product.h"
 #include "model/workspace.h"
 
 namespace smezo {
@@ -37,6 +39,20 @@ int64_t StripSizes::embed_bytes(int64_t d) const {
   return 2 * align_up(kLanes * row_bytes(Compute::f32, d), kStripAlign);
 }
 
+// Of the factors of the tensors that are multiplied together.
+static int64_t low_rank_bytes(const ModelConfig& c, const Batch& batch, const ForwardShape& shape) {
+  if (!shape.low_rank) return 0;
+  constexpr int64_t kTogether = 3;
+  const int64_t k = std::max({c.hidden_size, c.intermediate_size, c.n_heads * c.head_dim});
+  const int64_t n_panels = panels_of(static_cast<int64_t>(batch.tokens.size()));
+  int64_t n = kTogether * SideProduct::bytes(*shape.kernels, shape.compute, shape.low_rank.rank, k, n_panels,
+                                             shape.n_branches, shape.n_threads);
+  if (shape.updates_by_factors)
+    n += kTogether * CatchUp::bytes(*shape.kernels, shape.low_rank, k) +
+         shape.n_threads * CatchUp::thread_bytes(shape.low_rank, k);
+  return n;
+}
+
 int64_t forward_bytes(const ModelConfig& c, const Batch& batch, const ForwardShape& shape, bool want_logits,
                       int64_t left_bytes) {
   Arena arena;
@@ -44,7 +60,7 @@ int64_t forward_bytes(const ModelConfig& c, const Batch& batch, const ForwardSha
   plan_workspace(arena, c, batch, shape, asks_whole_head(batch, want_logits), &n_bytes);
   n_bytes = std::max(n_bytes + RopeTable::bytes(c, longest_text(batch)), left_bytes);
   // As if no token came twice: batches of a length take the same.
-  n_bytes += static_cast<int64_t>(batch.tokens.size()) * shape.row_bytes;
+  n_bytes += static_cast<int64_t>(batch.tokens.size()) * shape.row_bytes + low_rank_bytes(c, batch, shape);
   return n_bytes + value_bytes(c, batch, shape.n_branches, want_logits);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "direction/low_rank.h"
 #include "kernels/kernels.h"
 #include "model/batch.h"
 #include "model/config.h"
@@ -16,6 +17,8 @@ struct ForwardShape {
   int n_threads = 1;
   // What a row of the embedding is read into (Store::rows); 0: it is at hand.
   int64_t row_bytes = 0;
+  LowRank low_rank;                 // of what trains
+  bool updates_by_factors = false;  // low rank, and its records change working copies
 };
 
 constexpr int64_t kGatedPanels = 16;

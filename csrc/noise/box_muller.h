@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "base/host_device.h"
-#include "noise/lanes.h"
+#include "base/lanes.h"
 
 namespace smezo {
 

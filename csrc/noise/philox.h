@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "base/host_device.h"
+#include "base/lanes.h"
 #include "noise/address.h"
-#include "noise/lanes.h"
 
 namespace smezo {
 

@@ -26,7 +26,8 @@ Store::Store(const std::string& folder, std::vector<TensorRequest> requests, DTy
       base_(folder, requests_),
       values_(values),
       memory_(requests_.size()),
-      overlays_(requests_.size()) {
+      overlays_(requests_.size()),
+      moments_(requests_.size()) {
   check<ArgumentError>(
       holds_trained(values), "store",
       std::string("working copies in ") + dtype_name(values) + ", expected F32, BF16 or BF16T8");
@@ -100,6 +101,28 @@ std::vector<float> Store::overlay_base_values(uint32_t id) {
   IndexOverlay copy = overlays_[id]->copy();
   fill_from_base(id, copy);
   return {copy.value.begin(), copy.value.end()};
+}
+
+void Store::keep_moments(uint32_t id, int64_t n, int count, float first) {
+  Moments& m = moments_[id];
+  m.n = n;
+  for (int k = 0; k < count; ++k) {
+    m.values[k] = allocate_pages(n * static_cast<int64_t>(sizeof(float)));
+    check<BudgetError>(m.values[k] != nullptr, "moments",
+                       "no memory for " + std::to_string(n * 4) + " bytes of moments of '" +
+                           requests_[id].name + "'; a window rebuilds them from the journal instead");
+    if (first != 0) std::fill_n(reinterpret_cast<float*>(m.values[k].get()), n, first);
+  }
+}
+
+float* Store::moments(uint32_t id, int k) { return reinterpret_cast<float*>(moments_[id].values[k].get()); }
+
+int64_t Store::moment_bytes() const {
+  int64_t n = 0;
+  for (const Moments& m : moments_) {
+    for (const Pages& p : m.values) n += p ? whole_pages(m.n * static_cast<int64_t>(sizeof(float))) : 0;
+  }
+  return n;
 }
 
 int64_t Store::overlay_bytes() const {

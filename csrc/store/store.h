@@ -86,6 +86,12 @@ class Store {
   // (originals.h), else with what the stored weight decodes to.
   void set_overlay(uint32_t tensor_id, IndexOverlay overlay);
   std::vector<float> overlay_base_values(uint32_t tensor_id);  // that its values began with
+  // What an update rule keeps beside a tensor that trains: `count` arrays of n numbers, all `first` at first.
+  // BudgetError.
+  void keep_moments(uint32_t tensor_id, int64_t n, int count, float first);
+  float* moments(uint32_t tensor_id, int k);  // nullptr: there are none
+  int64_t n_moments(uint32_t tensor_id) const { return moments_[tensor_id].n; }
+  int64_t moment_bytes() const;
   int64_t overlay_bytes() const;
   bool has_originals() const { return base_.originals() != nullptr; }
   int64_t n_originals() const { return n_originals_; }  // elements of overlays that began with theirs
@@ -172,6 +178,11 @@ class Store {
  private:
   int64_t fill_from_base(uint32_t id, IndexOverlay& overlay);  // how many got their originals
   std::vector<std::unique_ptr<IndexOverlay>> overlays_;        // [n_tensors]
+  struct Moments {
+    int64_t n = 0;
+    Pages values[2];
+  };
+  std::vector<Moments> moments_;  // [n_tensors]
   int64_t n_originals_ = 0;
 };
 

@@ -65,7 +65,7 @@ def run(arguments):
         from .plan import label_options
 
         words = label_options(s["model"], s["task"])
-    planned = planning.plan(p, s["batch"], length, method.queries, words)
+    planned = planning.plan(p, s["batch"], length, method.n_branches, words)
     if not planned["fits"]:
         raise BudgetError(planning.advice(planned, s["batch"], length))
     asked = {

@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 
-from .. import _core, ids, metrics
+from .. import _core, ids, index_file, metrics
 from ..cli import OK
 from ..errors import ArgumentError, FormatError
 from ..session import JOURNAL_FILE, RUN_FILE, once, read_run
@@ -149,6 +149,8 @@ def safetensors(path) -> dict:
             "file_bytes": out["file_bytes"],
             **_core.read_kept(str(path)),
         }
+    if metadata.get("format") == index_file.FORMAT:
+        return out | {"kind": "index set"}
     kind = {"smezo-delta": "delta", "smezo-generation": "generation"}.get(metadata.get("format"))
     if kind is None:
         return out

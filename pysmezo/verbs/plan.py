@@ -46,7 +46,7 @@ def run(arguments, verb: str):
     length = planning.length_of(length, s)
     p = planning.planner(s["model"], method, **options.opening(s))
     words = label_options(s["model"], s["task"]) if s["task"] else None
-    found = planning.plan(p, s["batch"], length, method.queries, words, planning.kept_rates(s["model"]))
+    found = planning.plan(p, s["batch"], length, method.n_branches, words, planning.kept_rates(s["model"]))
     # An opened process holds the interpreter, numpy and what this one has now.
     found["predicted_process_bytes"] = memory.rss_bytes() + found["predicted_peak_bytes"]
     print("\n".join(lines(found, s["batch"], length)), flush=True)

@@ -8,7 +8,7 @@ import sys
 
 from .. import demo, options
 from ..cli import INTERRUPTED, OK
-from ..progress import Progress, WorkProgress, clock, mib
+from ..progress import Progress, WorkProgress, clock, mib, survival
 from ..session import RUN_FILE, Session, free_run_dir, read_run, resumed
 
 RESUME_OPTIONS = ("run_dir", "threads", "memory_budget", "cached_reads")
@@ -79,10 +79,6 @@ def _picture(run_dir: str) -> str:
         return f"none: {e}"
 
 
-# Below this much of a perturbation surviving operand rounding, the estimate is mostly of another direction.
-LEAST_SURVIVING = 0.9
-
-
 def summary(r: dict, run: dict, picture: str) -> str:
     """The result for people, a fact a line."""
 
@@ -108,11 +104,10 @@ def summary(r: dict, run: dict, picture: str) -> str:
         f"memory               process = {mib(at_open)} at open + {mib(max(0, peak - at_open))}, peak {mib(peak)}",
     ]
     d = run["diagnostics"]
-    survives, trained, of = d["surviving_perturbation"], d["n_trained"] / 1e6, d["n_parameters"] / 1e6
-    advice = "" if survives >= LEAST_SURVIVING else ": little; a larger eps, or --operand dither or split, keeps more"
+    trained, of = d["n_trained"] / 1e6, d["n_parameters"] / 1e6
     lines += [
         f"trained              {trained:.1f} M of {of:.1f} M weights, lr {run['lr']:.3g}, eps {run['eps']:.3g}",
-        f"perturbation         {survives:.3f} of it survives operand rounding (cos^2){advice}",
+        f"perturbation         {survival(d['surviving_perturbation'])}",
     ]
     if r["delta_path"]:
         lines.append(f"delta                {r['delta_path']} ({mib(r['delta_bytes'])})")

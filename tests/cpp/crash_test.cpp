@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "crash_simulator.h"
 #include "engine/engine.h"
+#include "engine/query_plan.h"
 #include "io/safetensors.h"
 #include "model/model.h"
 #include "store/quantize.h"
@@ -54,6 +55,7 @@ EngineOptions options_of(const std::string& kind, bool streamed) {
   o.model_dir = "m";
   o.run_dir = "run";
   o.method.kind = kind;
+  set_parts_of_kind(&o.method);
   o.method.sparsity = kind == "sparse-mezo" ? 0.5 : 0;
   if (o.method.has_index_set()) o.method.fraction = 0.1;
   o.seed = 3;
@@ -89,14 +91,14 @@ std::unique_ptr<Engine> open(const EngineOptions& o) {
 }
 
 void step(Engine& e) {
-  const std::vector<Branch> branches = {{0, 1, e.eps()}, {0, -1, e.eps()}};
+  const std::vector<Branch> branches = branches_of(e.header().method, e.eps());
   const ProbeResult p = e.probe(batch_of(e.step() + 1), branches, e.step() + 1);
   const std::vector<double> means = {p.losses[0].mean(), p.losses[1].mean()};
   StepDecision d;
   d.lr = e.lr();
   d.loss_plus = static_cast<float>(means[0]), d.loss_minus = static_cast<float>(means[1]);
   d.loss = (d.loss_plus + d.loss_minus) / 2;
-  d.scalars = two_sided_scalars(branches, means, 1);
+  d.scalars = scalars_of(e.header().method, branches, means);
   e.commit(d);
 }
 

@@ -266,7 +266,7 @@ TEST(jobs_that_cannot_be_are_refused) {
   CHECK_THROWS(ArgumentError, "F16", cuda::record_job(update, 0, 1));
   update.w.dtype = DType::BF16;
   update.n_queries = kMaxQueries + 1;
-  CHECK_THROWS(ArgumentError, "65 queries", cuda::record_job(update, 0, 1));
+  CHECK_THROWS(ArgumentError, "129 queries", cuda::record_job(update, 0, 1));
 
   char strip;
   OperandJob job{c.w.view(), c.dir, OperandMode::split, Compute::bf16, 1e-3f};

@@ -11,6 +11,7 @@
 #include "crash_simulator.h"
 #include "io/json.h"
 #include "io/safetensors.h"
+#include "model/catch_up.h"
 #include "model/micro_batch.h"
 #include "test.h"
 
@@ -69,13 +70,14 @@ struct Tiny {
     context.step = 3;
     context.branches = branches;
     context.methods = &methods;
-    context.pending = [&](uint32_t id) -> const std::vector<PendingRecord>& {
-      return caught_up[id] ? none : records;
+    FactorSource factors(context.run_seed, *context.kernels, pool);
+    context.factors = &factors;
+    context.catch_up = [&](uint32_t id) {
+      const TensorRequest& r = store->request(id);
+      return CatchUp({&methods[id], id, r.rows, r.cols, context.run_seed}, caught_up[id] ? none : records,
+                     *context.kernels, pool, factors);
     };
-    context.caught_up = [&](uint32_t id) {
-      CHECK(!caught_up[id]);
-      caught_up[id] = true;
-    };
+    context.caught_up = [&](uint32_t id) { caught_up[id] = true; };
     return model->forward(batch, context, want_logits).values;
   }
 
@@ -288,7 +290,7 @@ TEST(candidates_are_the_same_logits) {
 TEST(I3_pending_records_reach_each_tensor_once) {
   CrashSimulator disk(1);
   Tiny tiny("{\"tie_word_embeddings\":true}", 2);
-  tiny.records = {{1, 0.0f, {0.25f}}};
+  tiny.records = {{1, 0, 0.0f, {0.25f}, {}, {}, {}}};
   tiny.run(language_model({text(9, 1)}), kPair);
   for (uint32_t id = 0; id < tiny.methods.size(); ++id) CHECK(tiny.caught_up[id] == tiny.methods[id].trained);
   const auto before = tiny.run(language_model({text(9, 1)}), kPair);

@@ -206,7 +206,7 @@ TEST(updates_are_the_definition_bit_for_bit) {
               t.point_to_own();
               job.w = t.view;
             }
-            for (int64_t e = row0 * cols; e < (row0 + n_rows) * cols; ++e) update_at(expected, e);
+            for (int64_t e = row0 * cols; e < (row0 + n_rows) * cols; ++e) update_at(expected, e, row0);
             if (!whole) want = part_of(want, first, end);
             table.kernels->apply_update(job, row0, n_rows);
             CHECK(t == want);  // the rows around the range and the guards too
@@ -216,6 +216,65 @@ TEST(updates_are_the_definition_bit_for_bit) {
                           static_cast<long long>(first), static_cast<int>(noise), static_cast<int>(mask),
                           job.n_queries, static_cast<double>(job.decay));
           }
+        }
+      }
+    }
+  }
+}
+
+// Rules that average, with moments that are kept and with such that are rebuilt, and what a caller gives.
+TEST(rules_are_the_definition_bit_for_bit) {
+  constexpr RuleKind kRules[] = {RuleKind::momentum, RuleKind::adam, RuleKind::sign, RuleKind::hizoo};
+  for (const Table& table : vector_tables()) {
+    std::mt19937 random(7);
+    std::uniform_real_distribution<float> uniform(0.1f, 2.0f);
+    for (int64_t cols : kCols) {
+      const int64_t rows = 4 + (cols < 100 ? 2500 / cols : 0);
+      for (DType dtype : {DType::F32, DType::BF16, DType::BF16T8}) {
+        for (MaskKind mask : kMasks) {
+          for (RuleKind kind : kRules) {
+            Tensor t = make_tensor(random, dtype, rows, cols);
+            const NoiseKind noise = kNoises[random() % std::size(kNoises)];
+            const float c[] = {1e-4f, -0.3f, 1e-6f, 0.0f, 2.5f};
+            UpdateJob job{t.view, make_direction(random, noise, mask, t.view.tensor_id), 0, 1, c};
+            job.decay = random() % 2 ? 0.0f : 0.01f;
+            job.n_queries = 1 + static_cast<int>(random() % 5);
+            job.rule = {kind, 0.02f, 0.9f, 0.1f, 0.99f, 0.01f, 1.5f, 1e-6f};
+            const int64_t n_rows = 1 + random() % rows, row0 = random() % (rows - n_rows + 1);
+            const bool kept = kind == RuleKind::hizoo || random() % 2;
+            std::vector<float> moments(static_cast<size_t>(2 * rows * cols));
+            for (float& x : moments) x = uniform(random);
+            std::vector<float> other = moments;
+            const PastRecord past[] = {{3, c}, {9, c + 2}};
+            if (!kept) job.past = past, job.n_past = static_cast<int>(random() % 2) + 1, job.n_queries = 2;
+            Tensor want = t;
+            want.point_to_own();
+            UpdateJob expected = job;
+            expected.w = want.view;
+            for (int k = 0; kept && k < n_moments(kind); ++k) {
+              job.moments[k] = moments.data() + k * rows * cols;
+              expected.moments[k] = other.data() + k * rows * cols;
+            }
+            for (int64_t e = row0 * cols; e < (row0 + n_rows) * cols; ++e) update_at(expected, e, row0);
+            table.kernels->apply_update(job, row0, n_rows);
+            CHECK(t == want);
+            CHECK(std::memcmp(moments.data(), other.data(), moments.size() * sizeof(float)) == 0);
+          }
+          Tensor t = make_tensor(random, dtype, rows, cols);
+          const int64_t n_rows = 1 + random() % rows, row0 = random() % (rows - n_rows + 1), ld = cols + 7;
+          std::vector<float> given(static_cast<size_t>(n_rows * ld));
+          for (float& x : given) x = uniform(random);
+          const float one = 1;
+          UpdateJob job{t.view, make_direction(random, NoiseKind::gaussian8, mask, t.view.tensor_id), 0, 1,
+                        &one};
+          job.given = given.data(), job.ld_given = ld;
+          Tensor want = t;
+          want.point_to_own();
+          UpdateJob expected = job;
+          expected.w = want.view;
+          for (int64_t e = row0 * cols; e < (row0 + n_rows) * cols; ++e) update_at(expected, e, row0);
+          table.kernels->apply_update(job, row0, n_rows);
+          CHECK(t == want);
         }
       }
     }

@@ -161,6 +161,13 @@ static void mask_noise(const TensorDirection& d, uint64_t e, int64_t n, uint32_t
     store(z + i, zero_unless(less_signed(load(bits + i), keep), load(z + i)));
 }
 
+// z <- z / sqrt(h)
+static void scale_noise(const float* h, int64_t n, float* z) {
+  for_lanes(0, n, [&](int64_t i, auto lanes) {
+    store(z + i, load(z + i, lanes) / sqrt(load(h + i, lanes)), lanes);
+  });
+}
+
 // `produce` for a set whose bf16 strips are `bf16_strip`; ld: elements of a strip row.
 template <Strip bf16_strip>
 static void produce_rows(const OperandJob& job, int64_t ld, int64_t row0, int64_t n_rows, void* plus,
@@ -188,6 +195,10 @@ static void produce_rows(const OperandJob& job, int64_t ld, int64_t row0, int64_
       fill_noise(job.dir.noise, job.dir.stream, e, n, z);
       if (job.dir.mask.kind == MaskKind::random) mask_noise(job.dir, e, n, bits, z);
       if (dither) fill_bits<16>(dither_stream, e, n, bits);
+      if (job.curvature) {
+        const int64_t at = static_cast<int64_t>(e - window_of(e));
+        scale_noise(job.curvature + (static_cast<int64_t>(e) - job.w.first), n, z + at);
+      }
     }
     const int64_t begin = static_cast<int64_t>(e - window_of(e));
     if (quantized && !plain) quantized_elements<Strip::f32>(job.w, static_cast<int64_t>(e), n, w + begin);

@@ -1,6 +1,7 @@
 // The update verb of kernels.h: one committed record on stored weights. Flat over elements, a window at a
 // time. The last query, the mask and the rounding share one pass over the stored weights; only earlier
-// queries go through a buffer. Included after producer.inl inside the namespace of an instruction set.
+// queries go through a buffer. Rules that average come second in the file. Included after producer.inl inside
+// the namespace of an instruction set.
 #pragma once
 
 // A piece of a window: n elements from data[e] on; the buffers point at the entry of e.
@@ -81,6 +82,17 @@ static void finish_update(const UpdateJob& job, const UpdatePiece& p) {
   }
 }
 
+// Elements [e, e + n) of what the caller made, whose first row is row0.
+static void copy_given(const UpdateJob& job, int64_t row0, int64_t e, int64_t n, float* to) {
+  for (int64_t done = 0; done < n;) {
+    const int64_t row = (e + done) / job.w.cols, col = (e + done) % job.w.cols;
+    const int64_t piece = job.w.cols - col < n - done ? job.w.cols - col : n - done;
+    memcpy(to + done, job.given + (row - row0) * job.ld_given + col,
+           static_cast<size_t>(piece) * sizeof(float));
+    done += piece;
+  }
+}
+
 template <DType dtype>
 static void update_as(const UpdateJob& job, int64_t row0, int64_t n_rows) {
   alignas(64) float w[kWindow + kVecLanes], z[kWindow + kVecLanes];
@@ -95,7 +107,10 @@ static void update_as(const UpdateJob& job, int64_t row0, int64_t n_rows) {
     if (job.n_queries > 1) start_update<dtype>(job, p);
     for (int q = 0; q < job.n_queries; ++q) {
       direction.query = static_cast<uint32_t>(q);
-      fill_noise(job.dir.noise, direction, e, n, z);
+      if (job.given)
+        copy_given(job, row0, static_cast<int64_t>(e), n, z + at);
+      else
+        fill_noise(job.dir.noise, direction, e, n, z);
       if (q + 1 < job.n_queries) step_query(job.c[q], p);
     }
     if (dtype == DType::BF16) fill_bits<16>(rounding, e, n, random);
@@ -105,14 +120,126 @@ static void update_as(const UpdateJob& job, int64_t row0, int64_t n_rows) {
   });
 }
 
+// The other rules: buffers from pass to pass, so that none is compiled for every rule, mask and format.
+
+// buffer <- sum over queries of c_q z_q.
+static void fill_estimate(const UpdateJob& job, uint32_t step, const float* c, uint64_t e, int64_t n,
+                          float* z, float* buffer) {
+  Stream direction = job.dir.stream;
+  direction.step = step;
+  const int64_t begin = static_cast<int64_t>(e - window_of(e)) / 16 * 16;
+  const int64_t end = static_cast<int64_t>(e - window_of(e)) + n;
+  for (int q = 0; q < job.n_queries; ++q) {
+    direction.query = static_cast<uint32_t>(q);
+    fill_noise(job.dir.noise, direction, e, n, z);
+    const F16 c_q = set1(c[q]);
+    for (int64_t i = begin; i < end; i += 16)
+      store(buffer + i, fma(c_q, load(z + i), q == 0 ? zero_f() : load(buffer + i)));
+  }
+}
+
+// Which lanes of a piece are in the selection, all ones or zero.
+template <DType dtype, MaskKind mask>
+static void select_piece(const UpdateJob& job, const UpdatePiece& p, uint32_t* in) {
+  const F16 h = set1(job.dir.mask.h);
+  const U16 keep = set1(job.dir.mask.keep), ones = set1(0xFFFFFFFFu);
+  for_lanes(0, p.n, [&](int64_t i, auto lanes) {
+    M16 m = first_lanes(16);
+    if constexpr (mask == MaskKind::random) m = less_signed(load(p.mask_bits + i), keep);
+    if constexpr (mask == MaskKind::small || mask == MaskKind::large)
+      m = in_selection<mask>(decode_lanes<dtype>(job.w.data, job.w.tail, p.e + i, lanes), h);
+    store(in + i, zero_unless(m, ones));
+  });
+}
+template <DType dtype>
+static void select_piece(const UpdateJob& job, const UpdatePiece& p, uint32_t* in) {
+  switch (job.dir.mask.kind) {
+    case MaskKind::all:
+      return select_piece<dtype, MaskKind::all>(job, p, in);
+    case MaskKind::small:
+      return select_piece<dtype, MaskKind::small>(job, p, in);
+    case MaskKind::large:
+      return select_piece<dtype, MaskKind::large>(job, p, in);
+    case MaskKind::random:
+      return select_piece<dtype, MaskKind::random>(job, p, in);
+  }
+}
+
+// The moments of a piece in memory, or a buffer of them.
+static void advance_piece(const Rule& rule, const float* e, int64_t n, float* m, float* v) {
+  for_lanes(0, n, [&](int64_t i, auto lanes) {
+    F16 a = m ? load(m + i, lanes) : zero_f(), b = v ? load(v + i, lanes) : zero_f();
+    advance_moments(rule, load(e + i), &a, &b);
+    if (m) store(m + i, a, lanes);
+    if (v) store(v + i, b, lanes);
+  });
+}
+
+// The last estimate: moments and p.w, where in.
+static void step_piece(const Rule& rule, const UpdatePiece& p, const float* e, const uint32_t* in, float* m,
+                       float* v) {
+  for_lanes(0, p.n, [&](int64_t i, auto lanes) {
+    const M16 chosen = load(in + i) == set1(0xFFFFFFFFu);
+    const F16 old_m = m ? load(m + i, lanes) : zero_f(), old_v = v ? load(v + i, lanes) : zero_f();
+    F16 a = old_m, b = old_v;
+    const F16 x = load(e + i);
+    advance_moments(rule, x, &a, &b);
+    store(p.w + i, rule_step(rule, load(p.w + i), x, a, b));
+    if (m) store(m + i, select(chosen, a, old_m), lanes);
+    if (v) store(v + i, select(chosen, b, old_v), lanes);
+  });
+}
+
+template <DType dtype>
+static void average_as(const UpdateJob& job, int64_t row0, int64_t n_rows) {
+  alignas(64) float w[kWindow + kVecLanes], z[kWindow + kVecLanes], estimate[kWindow + kVecLanes],
+      moments[2][kWindow + kVecLanes];
+  alignas(64) uint32_t random[kWindow + kVecLanes], mask_bits[kWindow + kVecLanes], in[kWindow + kVecLanes];
+  Stream rounding = job.dir.stream;
+  rounding.purpose = Purpose::rounding;
+  rounding.query = 0;
+  const bool kept = job.moments[0] != nullptr;
+  for_windows(static_cast<uint64_t>(row0 * job.w.cols), n_rows * job.w.cols, [&](uint64_t e, int64_t n) {
+    const int64_t at = static_cast<int64_t>(e - window_of(e)), first = static_cast<int64_t>(e) - job.w.first;
+    const UpdatePiece p{first, n, z + at, random + at, mask_bits + at, w + at};
+    if (job.dir.mask.kind == MaskKind::random) fill_bits<16>(mask_stream(job.dir.stream), e, n, mask_bits);
+    if (dtype == DType::BF16) fill_bits<16>(rounding, e, n, random);
+    if (dtype == DType::BF16T8) fill_bits<8>(rounding, e, n, random);
+    start_update<dtype>(job, p);
+    select_piece<dtype>(job, p, in + at);
+    float* const m = kept ? job.moments[0] + first : moments[0] + at;
+    float* const v = kept ? (job.moments[1] ? job.moments[1] + first : nullptr) : moments[1] + at;
+    if (!kept) {
+      memset(m, 0, static_cast<size_t>(n) * sizeof(float));
+      memset(v, 0, static_cast<size_t>(n) * sizeof(float));
+    }
+    for (int i = 0; i < job.n_past; ++i) {
+      fill_estimate(job, job.past[i].step, job.past[i].c, e, n, z, estimate);
+      advance_piece(job.rule, estimate + at, n, m, v);
+    }
+    fill_estimate(job, job.dir.stream.step, job.c, e, n, z, estimate);
+    step_piece(job.rule, p, estimate + at, in + at, m, v);
+    for_lanes(0, n, [&](int64_t i, auto lanes) {
+      encode_lanes<dtype>(job.w, p.e + i, load(p.w + i), load(p.random + i),
+                          load(in + at + i) == set1(0xFFFFFFFFu), lanes);
+    });
+  });
+}
+
+template <DType dtype>
+static void update_by_rule(const UpdateJob& job, int64_t row0, int64_t n_rows) {
+  if (job.rule.kind == RuleKind::sgd) return update_as<dtype>(job, row0, n_rows);
+  average_as<dtype>(job, row0, n_rows);
+}
+
 static void update_rows(const UpdateJob& job, int64_t row0, int64_t n_rows) {
   switch (job.w.dtype) {
     case DType::F32:
-      return update_as<DType::F32>(job, row0, n_rows);
+      return update_by_rule<DType::F32>(job, row0, n_rows);
     case DType::BF16:
-      return update_as<DType::BF16>(job, row0, n_rows);
+      return update_by_rule<DType::BF16>(job, row0, n_rows);
     case DType::BF16T8:
-      return update_as<DType::BF16T8>(job, row0, n_rows);
+      return update_by_rule<DType::BF16T8>(job, row0, n_rows);
     case DType::F16:
     case DType::NF4:
     case DType::I8:

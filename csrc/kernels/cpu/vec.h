@@ -426,7 +426,7 @@ SMEZO_VEC void store_bf16_pair(uint16_t* p, F16 x, F16 y) {
 }
 #endif
 
-// The names noise/lanes.h asks of a vector type.
+// The names base/lanes.h asks of a vector type.
 SMEZO_VEC F16 lane_fma(F16 a, F16 b, F16 c) { return fma(a, b, c); }
 SMEZO_VEC F16 lane_sqrt(F16 a) { return sqrt(a); }
 SMEZO_VEC F16 lane_from_int(U16 a) { return i32_to_f(a); }
@@ -434,6 +434,9 @@ SMEZO_VEC U16 lane_bits(F16 a) { return as_u(a); }
 SMEZO_VEC F16 lane_float(U16 a) { return as_f(a); }
 SMEZO_VEC U16 lane_sar(U16 a, int n) { return shift_right_signed(a, n); }
 SMEZO_VEC F16 lane_select(U16 sign, F16 a, F16 b) { return select_by_sign(sign, a, b); }
+SMEZO_VEC F16 lane_sign(F16 a) {
+  return select(a > F16(0.0f), F16(1.0f), zero_unless(a < F16(0.0f), F16(-1.0f)));
+}
 SMEZO_VEC F16 lane_const(float x, F16) { return F16(x); }
 SMEZO_VEC U16 lane_const(uint32_t x, U16) { return U16(x); }
 

@@ -119,6 +119,10 @@ inline RecordJob record_job(const UpdateJob& job, int64_t row0, int64_t n_rows) 
   check<ArgumentError>(
       job.n_queries >= 0 && job.n_queries <= kMaxQueries, "update",
       std::to_string(job.n_queries) + " queries in a record, expected 0.." + std::to_string(kMaxQueries));
+  check<ArgumentError>(
+      job.rule.kind == RuleKind::sgd && job.given == nullptr, "device",
+      "a record of another rule than sgd with a dense direction, expected that: others run on the "
+      "host");
   RecordJob r{range_of(row0 * job.w.cols, n_rows * job.w.cols, whole_pieces(job.w)), job, {}};
   for (int q = 0; q < job.n_queries; ++q) r.c[q] = job.c[q];
   r.job.c = nullptr;

@@ -1,9 +1,9 @@
-// The operations that noise formulas are written in, for one lane: float and uint32_t. A vector instruction
-// set brings a type F of floats and a type U of 32-bit words with the same operations on every lane, and then
-// runs the formulas of philox.h and box_muller.h as they stand; each operation is exact or correctly rounded
-// by IEEE 754, so lanes agree bit for bit on every machine.
+// The operations that the formulas of noise and of update rules are written in, for one lane: float and
+// uint32_t. A vector instruction set brings a type F of floats and a type U of 32-bit words with the same
+// operations on every lane, and then runs the formulas of philox.h, box_muller.h and rule.h as they stand;
+// each operation is exact or correctly rounded by IEEE 754, so lanes agree bit for bit on every machine.
 //
-// A vector type needs: F: + - * ; U: + - & | ^ and << >> by an int (>> logical); and overloads of the lane_
+// A vector type needs: F: + - * /; U: + - & | ^ and << >> by an int (>> logical); and overloads of the lane_
 // functions below, found by argument-dependent lookup. No comparisons, no branches, no libm.
 #pragma once
 #include <cstdint>
@@ -27,6 +27,8 @@ SMEZO_HD float lane_float(uint32_t a) { return f32_from_bits(a); }
 SMEZO_HD uint32_t lane_sar(uint32_t a, int n) { return static_cast<uint32_t>(static_cast<int32_t>(a) >> n); }
 // a where bit 31 of sign is set, else b.
 SMEZO_HD float lane_select(uint32_t sign, float a, float b) { return static_cast<int32_t>(sign) < 0 ? a : b; }
+// 1, -1 or 0, as a is.
+SMEZO_HD float lane_sign(float a) { return a > 0 ? 1.0f : a < 0 ? -1.0f : 0.0f; }
 // The 64-bit product a * m in two words.
 SMEZO_HD void lane_mul(uint32_t a, uint32_t m, uint32_t* hi, uint32_t* lo) {
   const uint64_t p = static_cast<uint64_t>(a) * m;

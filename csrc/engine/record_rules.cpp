@@ -1,0 +1,104 @@
+#include "engine/record_rules.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "direction/layer_subset.h"
+
+namespace smezo {
+
+std::vector<bool> RecordRules::resting(uint32_t step) const {
+  if (method_.drop == 0) return {};
+  return resting_layers(run_seed_, step, n_layers_, n_resting(method_, n_layers_));
+}
+
+// n_averaged: records whose estimates the moments hold.
+Rule RecordRules::rule_of(const Record& r, int64_t n_averaged) const {
+  const auto rounded = [](double x) { return static_cast<float>(x); };
+  const double lr = static_cast<double>(r.lr), n = static_cast<double>(n_averaged);
+  Rule out;
+  out.kind = method_.rule;
+  out.step = r.lr;
+  out.beta1 = rounded(method_.beta1);
+  out.add1 = method_.rule == RuleKind::momentum && !method_.damped ? 1.0f : rounded(1 - method_.beta1);
+  out.beta2 = rounded(method_.beta2);
+  out.add2 = rounded(1 - method_.beta2);
+  out.delta = rounded(method_.adam_eps);
+  if (method_.rule == RuleKind::adam && method_.corrected) {
+    out.step = rounded(lr / (1 - std::pow(method_.beta1, n)));
+    out.scale2 = rounded(1 / (1 - std::pow(method_.beta2, n)));
+  }
+  if (method_.rule == RuleKind::hizoo) {
+    out.step = rounded(lr * static_cast<double>(r.scalars[0]));
+    out.beta1 = rounded(1 - method_.smoothing);
+    out.add1 = rounded(method_.smoothing * static_cast<double>(r.scalars[1]));
+  }
+  return out;
+}
+
+void RecordRules::pass(int64_t n, uint32_t step) {
+  n_steps_ += n;
+  if (n > 0) last_ = step;
+}
+
+PendingRecord RecordRules::next(const Record& r) {
+  PendingRecord p;
+  p.step = r.step;
+  p.after = last_;
+  p.decay = r.decay;
+  p.resting = resting(r.step);
+  ++n_steps_;
+  last_ = r.step;
+  const int n_queries = method_.queries;
+  const size_t window = static_cast<size_t>(method_.window);
+  for (int q = 0; q < n_queries; ++q) {
+    const float g = r.scalars[static_cast<size_t>(q)];
+    p.c.push_back(method_.rule == RuleKind::sgd     ? step_coefficient(r.lr, g, n_queries)
+                  : method_.rule == RuleKind::hizoo ? 1.0f
+                                                    : step_coefficient(1.0f, g, n_queries));
+  }
+  p.past.assign(past_.begin(), past_.end());
+  p.rule = rule_of(r, window > 0 ? static_cast<int64_t>(p.past.size()) + 1 : n_steps_);
+  if (window > 0) {
+    past_.push_back({p.step, p.c});
+    if (past_.size() >= window) past_.pop_front();
+  }
+  return p;
+}
+
+Coefficients::Coefficients(const std::vector<TensorMethod>& methods, uint64_t run_seed)
+    : methods_(methods), run_seed_(run_seed), values_(methods.size()), tracks_(methods.size()) {
+  for (size_t id = 0; id < methods.size(); ++id) {
+    const TensorMethod& m = methods[id];
+    if (m.trained && m.low_rank && m.only_read)
+      values_[id].assign(static_cast<size_t>(m.low_rank.n_middle()), 0.0f);
+  }
+}
+
+const float* Coefficients::of(uint32_t id) const {
+  return values_[id].empty() ? nullptr : values_[id].data();
+}
+
+void Coefficients::apply(const PendingRecord& r) {
+  for (uint32_t id = 0; id < values_.size(); ++id) {
+    std::vector<float>& c = values_[id];
+    const TensorMethod& m = methods_[id];
+    if (c.empty() || r.skips(m)) continue;
+    if (r.rule.kind == RuleKind::sgd) {
+      for (size_t q = 0; q < r.c.size(); ++q) {
+        const std::vector<float> z = middle_of(m.low_rank, run_seed_, id, r.step, static_cast<uint32_t>(q));
+        for (size_t i = 0; i < c.size(); ++i) c[i] = __builtin_fmaf(-r.c[q], z[i], c[i]);
+      }
+      continue;
+    }
+    Track& track = tracks_[id];
+    const std::vector<float> e = middle_estimate(m.low_rank, run_seed_, id, r.step, r.c);
+    track.m.resize(c.size()), track.v.resize(c.size());
+    for (size_t i = 0; i < c.size(); ++i) {
+      advance_moments(r.rule, e[i], &track.m[i], &track.v[i]);
+      c[i] = rule_step(r.rule, c[i], e[i], track.m[i], track.v[i]);
+    }
+  }
+}
+
+}  // namespace smezo

@@ -1,0 +1,62 @@
+#include "model/factors.h"
+
+#include "format/half.h"
+
+namespace smezo {
+
+Factors::Factors(const LowRank& d, uint64_t run_seed, uint32_t tensor_id, int64_t m, int64_t n,
+                 uint32_t epoch, const Kernels& kernels, ThreadPool& pool)
+    : d_(d), run_seed_(run_seed), tensor_id_(tensor_id), m_(m), n_(n), epoch_(epoch), kernels_(&kernels) {
+  if (d_.kind != LowRankKind::uzv) return;
+  pool.run(2, [&](int64_t side, int) {
+    const Stream stream =
+        side == 0 ? u_stream(run_seed, tensor_id, epoch) : v_stream(run_seed, tensor_id, epoch);
+    std::vector<uint16_t>& to = side == 0 ? u_ : v_;
+    for (const float x : orthonormal_columns(stream, side == 0 ? m : n, d.rank)) to.push_back(f32_to_bf16(x));
+    to.shrink_to_fit();
+  });
+}
+
+void Factors::v_column(int s, float* out) const {
+  if (d_.kind == LowRankKind::uzv) {
+    for (int64_t j = 0; j < n_; ++j) out[j] = bf16_to_f32(v_[static_cast<size_t>(s * n_ + j)]);
+    return;
+  }
+  TensorDirection noise;
+  noise.noise = d_.noise;
+  noise.stream = v_stream(run_seed_, tensor_id_, epoch_);
+  kernels_->noise(noise, s * n_, n_, out);
+  for (int64_t j = 0; j < n_; ++j) out[j] = round_bf16(out[j]);
+}
+
+void Factors::u_rows(int64_t row0, int64_t n_rows, uint32_t step, uint32_t query, float* out) const {
+  if (d_.kind == LowRankKind::uzv) {
+    for (int64_t i = 0; i < n_rows; ++i) {
+      for (int s = 0; s < d_.rank; ++s)
+        out[i * d_.rank + s] = bf16_to_f32(u_[static_cast<size_t>(s * m_ + row0 + i)]);
+    }
+    return;
+  }
+  TensorDirection noise;
+  noise.noise = d_.noise;
+  noise.stream = d_.kind == LowRankKind::uv ? query_stream(run_seed_, tensor_id_, step, query)
+                                            : u_stream(run_seed_, tensor_id_, epoch_);
+  kernels_->noise(noise, row0 * d_.rank, n_rows * d_.rank, out);
+  for (int64_t i = 0; i < n_rows * d_.rank; ++i) out[i] = round_bf16(out[i]);
+}
+
+std::shared_ptr<const Factors> FactorSource::of(const LowRank& d, uint32_t id, int64_t m, int64_t n,
+                                                uint32_t epoch) {
+  const auto made = [&] {
+    return std::make_shared<const Factors>(d, run_seed_, id, m, n, epoch, kernels_, pool_);
+  };
+  if (d.kind != LowRankKind::uzv) return made();
+  std::shared_ptr<const Factors>& kept = kept_[id];
+  if (kept && kept->epoch() == epoch) return kept;
+  const std::shared_ptr<const Factors> fresh = made();
+  // Records are applied up to the newest epoch: an older one is not asked for again.
+  if (!kept || kept->epoch() < epoch) kept = fresh;
+  return fresh;
+}
+
+}  // namespace smezo

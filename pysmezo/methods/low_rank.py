@@ -1,0 +1,113 @@
+"""Low-rank directions: side products of a weight that is not touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import ArgumentError
+from .base import Method
+
+
+@dataclass(frozen=True)
+class _LowRank(Method):
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.rank <= 256:
+            raise ArgumentError(f"[{type(self).__name__}] rank {self.rank}, expected 1 to 256")
+
+
+@dataclass(frozen=True)
+class LOZO(_LowRank):
+    """Z = U V^T / sqrt(rank) with U of a step and V of `refresh` steps (Chen et al. 2024, arXiv 2410.07698, algorithm 1).
+
+    E||Z||^2 = m n, so lr and eps mean what they mean for MeZO: the paper's form, which perturbs with U V^T and updates with U V^T / rank, is
+    this at eps * sqrt(rank); its released code leaves the 1 / rank out, which is this at lr * rank. rule="momentum" (LOZO-M, section 3.3)
+    averages U's side, [m, rank] a matrix, and turns it when V is drawn anew.
+    """
+
+    rank: int = 2
+    refresh: int = 50
+    trains: str = "linear"
+    name: ClassVar[str] = "lozo"
+    PARTS: ClassVar[dict] = {"low_rank": "uv"}
+    WORDS: ClassVar[dict] = {"rule": ("sgd", "momentum")}
+
+
+@dataclass(frozen=True)
+class LOZOMomentum(LOZO):
+    """LOZO with momentum: LOZO(rule="momentum")."""
+
+    rule: str = "momentum"
+    name: ClassVar[str] = "lozo-m"
+
+
+@dataclass(frozen=True)
+class SubZero(_LowRank):
+    """Z = sqrt(m n) / rank U Z' V^T with orthonormal U, V of `refresh` steps and Z' [rank, rank] of a step (Yu et al. 2024, arXiv
+    2410.08989, equations 5 and 6).
+
+    Given U and V the estimate is m n / rank^2 times the gradient's projection on their spans; over their law it is the gradient. The factors
+    are kept between steps, 2 rank (m + n) bytes a matrix, and made anew in the time of some steps.
+    """
+
+    rank: int = 16
+    refresh: int = 1000
+    trains: str = "linear"
+    name: ClassVar[str] = "subzero"
+    PARTS: ClassVar[dict] = {"low_rank": "uzv"}
+    WORDS: ClassVar[dict] = {"rule": ("sgd",)}
+
+
+@dataclass(frozen=True)
+class TeZO(_LowRank):
+    """Z = U diag(tau) V^T / sqrt(rank) with U, V of the run and tau [rank] of a step (Sun et al. 2025, arXiv 2501.19057).
+
+    rule: sgd, momentum (TeZO-m) and adam-c (Adam on tau, this library's own) search rank fixed directions of each matrix for the whole run:
+    all that training changes is U diag(c) V^T, `rank` numbers a matrix beside a base that is only read, quantized or not. adam divides by the
+    root of a separable second moment (equation 8, whose cross terms are left out, as there), changes every weight, and needs working copies.
+    corrected: the paper takes no bias out of the averages (False); adam-c does. Its rank per layer comes from spectra; here it is a number.
+    """
+
+    rank: int = 16
+    rule: str = "sgd"
+    beta2: float = 0.99
+    corrected: bool = False
+    trains: str = "linear"
+    name: ClassVar[str] = "tezo"
+    PARTS: ClassVar[dict] = {"low_rank": "utv"}
+    WORDS: ClassVar[dict] = {"rule": ("sgd", "momentum", "adam", "adam-c")}
+
+    def parts(self) -> dict:
+        parts = super().parts()
+        return parts | {"only_reads": self.rule != "adam", "rule": self.rule.removesuffix("-c")}
+
+    @classmethod
+    def fields_of(cls, parts: dict) -> dict:
+        found = super().fields_of(parts)
+        return found | ({"rule": "adam-c"} if found["rule"] == "adam" and parts["only_reads"] else {})
+
+
+@dataclass(frozen=True)
+class TeZOMomentum(TeZO):
+    """TeZO(rule="momentum")."""
+
+    rule: str = "momentum"
+    name: ClassVar[str] = "tezo-m"
+
+
+@dataclass(frozen=True)
+class TeZOAdam(TeZO):
+    """TeZO(rule="adam")."""
+
+    rule: str = "adam"
+    name: ClassVar[str] = "tezo-adam"
+
+
+@dataclass(frozen=True)
+class TeZOAdamC(TeZO):
+    """TeZO(rule="adam-c", corrected=True)."""
+
+    rule: str = "adam-c"
+    corrected: bool = True
+    name: ClassVar[str] = "tezo-adam-c"

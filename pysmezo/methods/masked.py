@@ -1,0 +1,42 @@
+"""Dense directions on a part of each matrix that a mask names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Method
+
+
+@dataclass(frozen=True)
+class SparseMeZO(Method):
+    """Perturbs and updates the small weights of each matrix, |w| <= h (Liu et al. 2024, arXiv 2402.15751).
+
+    sparsity: the *frozen* fraction; h is the k-th smallest |w0| of a matrix with k = round((1 - sparsity) * n), ties in. 0 equals MeZO bit for
+    bit. The mask is read from the current weights at every step, so the trained set can only shrink.
+    """
+
+    sparsity: float = 0.75
+    trains: str = "linear"
+    name: ClassVar[str] = "sparse-mezo"
+    PARTS: ClassVar[dict] = {"mask": "small"}
+
+
+@dataclass(frozen=True)
+class LargestMask(Method):
+    """The other end, a control: trains the largest weights, |w| >= h; sparsity is the frozen fraction."""
+
+    sparsity: float = 0.75
+    trains: str = "linear"
+    name: ClassVar[str] = "largest-mask"
+    PARTS: ClassVar[dict] = {"mask": "large"}
+
+
+@dataclass(frozen=True)
+class RandomMask(Method):
+    """A random fixed mask, a control (R-MeZO of arXiv 2402.15751): Bernoulli at the density that SparseMeZO realises on each matrix."""
+
+    sparsity: float = 0.75
+    trains: str = "linear"
+    name: ClassVar[str] = "random-mask"
+    PARTS: ClassVar[dict] = {"mask": "random"}

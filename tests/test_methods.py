@@ -1,0 +1,190 @@
+"""Every row of the table of methods: against the float64 oracle, and the same bits resident, streamed, resumed and
+replayed."""
+
+import method_oracles
+import numpy as np
+import oracle
+import pytest
+import tiny_llama
+from quick import quickly
+from test_step import CONFIG, EPS, LOSS_TOLERANCE, LR, SEED, SHAPE, WEIGHT_SHAPES, a_batch
+
+from pysmezo import ArgumentError, Runtime, methods
+from pysmezo.methods import METHODS
+
+ROWS = method_oracles.ROWS
+QUICK = ("lezo", "fzoo", "mezo-adam", "hizoo", "lozo-m", "subzero", "tezo-m", "tezo-adam")
+N_STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    weights = tiny_llama.random_weights(CONFIG)
+    return tiny_llama.save(tmp_path_factory.mktemp("base") / "m", CONFIG, weights), weights
+
+
+def opened(folder, name, **options):
+    method, _, lr = ROWS[name]
+    options = {"lr": LR * lr, "eps": EPS, "seed": SEED, "dtype": "fp32", "values": "fp32", "threads": 2} | options
+    return Runtime.from_pretrained(folder, method=method, **options)
+
+
+def follow(base, name, flip=1.0, n_steps=N_STEPS):
+    """Losses, scalars and weights of every step against the oracle's own run, which takes from the package nothing but
+    the random numbers and, so that roundings do not pile up, each step's scalars."""
+    folder, weights = base
+    trained = tiny_llama.linear_names(weights)
+    method, _, lr = ROWS[name]
+    with opened(folder, name) as run:
+        draws = method_oracles.Draws(SEED, run.tensor_ids(), {n: WEIGHT_SHAPES[n] for n in trained}, SHAPE.layers)
+        row = method_oracles.oracle_of[name](draws, {n: weights[n].astype(np.float64) for n in trained})
+        for i in range(n_steps):
+            batch, same = a_batch(i)
+            probe = run.probe(batch)
+            z = row.directions(i + 1)
+            want = []
+            for query, sign, eps in probe.branches:
+                moved = {n: row.weights[n] + sign * eps * z[query].get(n, 0.0) for n in trained}
+                total, count = oracle.example_losses(weights | moved, SHAPE, same)
+                want.append(total / count)
+            assert np.asarray(probe.losses) == pytest.approx(np.asarray(want), rel=LOSS_TOLERANCE)
+            result = run.train_step(batch)
+            assert result.scalars == probe.scalars
+            means = np.mean(want, axis=1)
+            scalars, error = row.scalars(probe.branches, means, EPS), LOSS_TOLERANCE * np.abs(means).max()
+            moved = row.scalars(probe.branches, means + error * np.resize([1, -1], len(means)), EPS)
+            assert np.abs(scalars - result.scalars).max() <= 4 * np.abs(moved - scalars).max() + 1e-6
+            row.step(i + 1, np.float64(result.scalars), flip * result.lr, EPS)
+            for n in trained:
+                got = run.weights(n)
+                np.testing.assert_allclose(got, row.weights[n], rtol=1e-6, atol=5e-7, err_msg=f"{n}, step {i + 1}")
+
+
+@pytest.mark.parametrize("name", quickly(QUICK, ROWS))
+def test_a_run_is_the_oracles(base, name):
+    follow(base, name)
+
+
+@pytest.mark.parametrize("name", quickly(QUICK, ROWS))
+def test_a_flipped_sign_is_noticed(base, name):
+    with pytest.raises(AssertionError):
+        follow(base, name, flip=-1.0, n_steps=2)
+
+
+def final(run):
+    return {n: run.weights(n).view(np.uint32) for n in run.tensor_ids()}
+
+
+def steps(run, n, at=0):
+    return [run.train_step(a_batch(at + i)[0]).scalars for i in range(n)]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
+
+
+def has_working_copies(method):
+    return not method.parts().get("only_reads") and "index_set" not in method.parts()
+
+
+def keeps_moments(method):
+    """Beside each element, or each row of a factor; those of TeZO-Adam are a few numbers a matrix."""
+    return method.rule in ("momentum", "adam", "hizoo") and not method.window and not isinstance(method, methods.TeZO)
+
+
+@pytest.mark.parametrize("values", ["auto", "fp32"])
+@pytest.mark.parametrize("name", quickly(QUICK, ROWS))
+def test_every_placement_gives_the_same_bits(base, tmp_path, name, values):
+    folder, _ = base
+    method = ROWS[name][0]
+    with opened(folder, name, run_dir=tmp_path / "whole", values=values) as run:
+        scalars, tail = steps(run, 7), final(run)
+
+    def go_on(where, generation=False, **options):
+        options = {"run_dir": tmp_path / where, "values": values} | options
+        with opened(folder, name, **options) as run:
+            first = steps(run, 3)
+            if generation:
+                run._engine.save_generation()
+        with opened(folder, name, **options) as run:
+            assert first + steps(run, 4, 3) == scalars, where
+            assert same(final(run), tail), where
+
+    go_on("resumed")
+    go_on("resumed from a generation", generation=True)
+    go_on("one thread", threads=1)
+    tight = {"memory_budget": "24MiB"}
+    go_on("streamed", **tight)
+    if has_working_copies(method) and not keeps_moments(method):
+        go_on("state streamed", stream_trained=True, generation_every=2, **tight)
+    with Runtime.from_journal(folder, tmp_path / "whole" / "journal.smz") as replayed:
+        assert replayed.method == method
+        assert same(final(replayed), tail)
+    with Runtime.from_journal(folder, tmp_path / "whole" / "journal.smz", 4) as replayed:
+        replayed.save_delta(tmp_path / "four")
+        at_four = final(replayed)
+    with Runtime.from_pretrained(folder, delta=tmp_path / "four", dtype="fp32", threads=2) as run:
+        assert same(final(run), at_four)
+
+
+def test_the_table_has_a_test_row_for_each_method():
+    assert {method.name for method, _, _ in ROWS.values()} >= set(METHODS) - {
+        "sparse-mezo",  # these have test_step.py, test_index_set.py and the rest
+        "random-mask",
+        "largest-mask",
+        "sensitive",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (methods.HiZOO(noise="rademacher"), "rademacher noise.*z\\^2 is 1"),
+        (methods.HiZOO(queries=2), "several queries"),
+        (methods.FZOO(queries=1), "at least 2"),
+        (methods.TeZO(rule="momentum", weight_decay=0.1), "only read, expected 0"),
+        (methods.TeZO(rank=200), "rank 200 .*smaller side"),
+        (methods.LOZO(trains="all"), "low-rank direction of 'lm_head.weight'"),
+        (methods.MeZO(rule="sign", window=3), "window with rule sign"),
+        (methods.SubZero(window=3), "window with a low-rank"),
+        (methods.MeZO(rule="adam", beta1=1.0), "beta1 1"),
+        (methods.MeZO(rule="adam", adam_eps=0.0), "adam_eps 0"),
+        (methods.LeZO(drop=1.0), "drop 1"),
+    ],
+    ids=repr,
+)
+def test_what_makes_no_sense_is_refused(base, method, message):
+    with pytest.raises(ArgumentError, match=message):
+        Runtime.from_pretrained(base[0], method=method)
+
+
+def test_words_and_counts_are_checked_at_once():
+    for make, message in (
+        (lambda: methods.MeZO(rule="adagrad"), "rule 'adagrad', expected one of sgd, momentum"),
+        (lambda: methods.MeZO(plan="three-sided"), "plan"),
+        (lambda: methods.MeZO(queries=65), "queries 65, expected 1 to 64"),
+        (lambda: methods.OneSided(queries=128), "queries 128, expected 1 to 127"),
+        (lambda: methods.LOZO(rule="adam"), "rule 'adam', expected one of sgd, momentum"),
+        (lambda: methods.TeZO(rank=0), "rank 0"),
+        (lambda: methods.ZOSign(of="weights"), "of 'weights'"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            make()
+
+
+def test_a_second_difference_needs_a_large_eps_or_fp32(base):
+    run = Runtime.from_pretrained(base[0], method=methods.HiZOO(), dtype="bf16", lr=1e-3, eps=1e-3)
+    with pytest.raises(ArgumentError, match="at least 0.01, or dtype fp32"):
+        run.train_step(a_batch()[0])
+
+
+def test_moments_that_do_not_fit_are_refused_and_a_window_is_not(base, tmp_path):
+    streamed = {"memory_budget": "24MiB", "stream_trained": True, "run_dir": tmp_path / "r", "lr": 1e-3, "eps": 1e-3}
+    with pytest.raises(ArgumentError, match="keeps moments beside it, expected a window"):
+        Runtime.from_pretrained(base[0], method=methods.MeZOAdam(), **streamed)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_survives_json(name):
+    method = METHODS[name]()
+    assert methods.from_dict(method.to_dict()) == method
