@@ -33,9 +33,6 @@ std::vector<int64_t> support(const TensorDirection& d, const float* w0, int64_t 
   return out;
 }
 
-// A rule's moments lie beside a tensor's values under names of their own.
-std::string moment_name(const std::string& name, int k) { return name + ".moment" + std::to_string(k); }
-
 // Copies chosen elements of a working copy out of it, or into it.
 void gather(const WeightView& w, const std::vector<int64_t>& at, std::vector<uint8_t>* values,
             std::vector<int8_t>* tail) {
@@ -164,7 +161,10 @@ static Moments moments_of(const Engine::Impl& m, const std::string& name) {
     if (name.size() <= suffix.size() || name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0)
       continue;
     const uint32_t id = id_of(m, name.substr(0, name.size() - suffix.size()));
-    if (id < m.parameters.size()) return {m.store->moments(id, k), m.store->n_moments(id)};
+    if (id >= m.parameters.size()) return {};
+    const TensorRequest& r = m.store->request(id);
+    if (m.store->streams_state(id)) return {nullptr, k < r.n_moments ? r.rows * r.moments_a_row : 0};
+    return {m.store->moments(id, k), m.store->n_moments(id)};
   }
   return {};
 }
@@ -189,7 +189,7 @@ void Engine::Impl::check_state(const StateReader& file, const std::string& where
                        where + " was trained with another " + key + " of config.json, expected " + value);
   }
   for (const StateTensor& t : file.tensors()) {
-    if (moments_of(*this, t.name).values) {
+    if (moments_of(*this, t.name).n > 0) {
       check<FormatError>(t.dtype == DType::F32 && t.n() == moments_of(*this, t.name).n, "generation",
                          where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
                              std::to_string(moments_of(*this, t.name).n));
@@ -223,7 +223,8 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
   m.check_state(file, where);
   for (const StateTensor& t : file.tensors()) {
     const size_t at = static_cast<size_t>(file.find(t.name));
-    if (const Moments kept = moments_of(m, t.name); kept.values) {
+    if (const Moments kept = moments_of(m, t.name); kept.n > 0) {
+      if (kept.values == nullptr) continue;
       std::memcpy(kept.values, file.values(at), static_cast<size_t>(kept.n) * sizeof(float));
       file.release(at);
       continue;
@@ -310,7 +311,7 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
   n_unsynced = 0;
   std::vector<StateTensor> tensors;
   std::vector<uint32_t> ids;
-  std::vector<size_t> index(parameters.size());
+  std::vector<size_t> index(parameters.size()), moments_at(parameters.size());
   std::vector<std::pair<size_t, Moments>> moments;
   int64_t n_bytes = 0;
   for (uint32_t id = 0; id < parameters.size(); ++id) {
@@ -327,11 +328,16 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
     const std::string name = t.name;
     tensors.push_back(std::move(t));
     ids.push_back(id);
+    const TensorRequest& r = store->request(id);
+    moments_at[id] = tensors.size();
     for (int k = 0; k < 2; ++k) {
-      if (store->moments(id, k) == nullptr) continue;
-      moments.emplace_back(tensors.size(), Moments{store->moments(id, k), store->n_moments(id)});
-      tensors.push_back({moment_name(name, k), DType::F32, {store->n_moments(id)}, true});
-      n_bytes += store->n_moments(id) * 4;
+      const int64_t n = store->streams_state(id) ? (k < r.n_moments ? r.rows * r.moments_a_row : 0)
+                        : store->moments(id, k)  ? store->n_moments(id)
+                                                 : 0;
+      if (n == 0) continue;
+      if (!store->streams_state(id)) moments.emplace_back(tensors.size(), Moments{store->moments(id, k), n});
+      tensors.push_back({moment_name(name, k), DType::F32, {n}, true});
+      n_bytes += n * 4;
     }
   }
   const std::string folder = generations();
@@ -344,10 +350,12 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
     ~StopWriting() { store.write_units({}); }
   };
   write_generation(folder, state_header(*this), tensors, [&](StateSink& sink) {
-    store->write_units([&](uint32_t id, const void* values, const int8_t* tail, int64_t n) {
+    store->write_units([&](uint32_t id, const Store::UnitState& unit) {
       visited[id] = true;
       const auto before = now();
-      sink.write(index[id], values, tail, n);
+      if (unit.n > 0) sink.write(index[id], unit.values, unit.tail, unit.n);
+      for (int k = 0; k < store->request(id).n_moments; ++k)
+        sink.write(moments_at[id] + static_cast<size_t>(k), unit.moments[k], nullptr, unit.n_moments);
       in_writes += now() - before;
     });
     // Before what the writer holds: where the forward throws, it has to end first.
@@ -361,6 +369,7 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
         flush();
         sink.write(index[id], o->value.data(), nullptr, o->n());
       } else if (store->streams_state(id)) {
+        // What no pass visits.
         if (!visited[id]) pending->for_state(id, [](const WeightView&, int64_t, int64_t) {});
         store->finish_writing();
       } else {

@@ -104,11 +104,14 @@ void Engine::Impl::keep_moments() {
     if (!selection.tensors[id].trained) continue;
     const IndexOverlay* const overlay = store->overlay(id);
     const int64_t n = n_moments_of(m, parameters[id].rows, parameters[id].cols, overlay ? overlay->n() : 0);
-    check<ArgumentError>(n == 0 || !store->streams_state(id), "memory_budget",
-                         std::string("what trains does not fit, and rule ") + rule_name(m.rule) +
-                             " keeps moments beside it, expected a window (moments are then rebuilt from the "
-                             "journal), sgd, or a larger budget");
-    if (n > 0) store->keep_moments(id, n, n_moments(m.rule), first_moment(m.rule));
+    check<ArgumentError>(
+        n == 0 || !store->streams_state(id) || parameters[id].block_linear, "memory_budget",
+        "what trains does not fit, and rule " + std::string(rule_name(m.rule)) + " keeps moments of '" +
+            parameters[id].name +
+            "', of which single rows are read; expected only weights of the decoder blocks, a "
+            "window (moments are then rebuilt from the journal), or a larger budget");
+    if (n > 0 && !store->streams_state(id))
+      store->keep_moments(id, n, n_moments(m.rule), first_moment(m.rule));
   }
 }
 

@@ -37,8 +37,14 @@ Opening opening_of(const EngineOptions& o) {
   for (size_t id = 0; id < out.parameters.size(); ++id) {
     const ParameterSpec& p = out.parameters[id];
     const bool in_vocabulary = p.rows > 1 && !p.block_linear;
-    out.requests.push_back({p.name, p.rows, p.cols, out.trained[id] && !o.method.leaves_base(),
-                            in_vocabulary ? kVocabularyBlock : kStripStep});
+    TensorRequest r{p.name, p.rows, p.cols, out.trained[id] && !o.method.leaves_base(),
+                    in_vocabulary ? kVocabularyBlock : kStripStep};
+    if (r.trained && n_moments_of(o.method, 1, p.cols, 0) > 0) {
+      r.n_moments = n_moments(o.method.rule);
+      r.moments_a_row = n_moments_of(o.method, 1, p.cols, 0);
+      r.first_moment = first_moment(o.method.rule);
+    }
+    out.requests.push_back(r);
   }
   out.layers = layers_of(out.parameters);
   out.values = values_for(o.values, o.method);

@@ -52,7 +52,7 @@ CatchUp Pending::catch_up(uint32_t id) {
   if (!has_state(id)) return {};
   const TensorRequest& r = store_.request(id);
   CatchUp::Tensor t{&methods_[id], id, r.rows, r.cols, run_seed_};
-  for (int k = 0; k < 2; ++k) t.moments[k] = store_.moments(id, k);
+  t.moments = [this, id](int64_t row, int k) { return store_.moments_at(id, row, k); };
   return CatchUp(t, of(id), kernels_, pool_, factors_, tracks_[id]);
 }
 

@@ -96,8 +96,9 @@ Planner::Fixed Planner::fixed(int64_t budget) const {
     if (copied) f.copies += whole_pages(copy_bytes(r.rows * r.cols, r.trained ? opening_.values : t.dtype));
     if (has_index_set(id)) f.index_sets += IndexOverlay::n_bytes_of(r.rows, n_indexed_[id]);
     if (opening_.trained[id]) {
-      f.moments += n_moments(options_.method.rule) *
-                   whole_pages(n_moments_of(options_.method, r.rows, r.cols, n_indexed_[id]) * 4);
+      if (keeps_trained || r.rows == 1 || has_index_set(id))
+        f.moments += n_moments(options_.method.rule) *
+                     whole_pages(n_moments_of(options_.method, r.rows, r.cols, n_indexed_[id]) * 4);
       f.factors += Factors::kept_bytes(options_.method.low_rank_of(), r.rows, r.cols);
     }
     if (packs(id) && !keeps_trained) f.supports += (r.rows + 1) * static_cast<int64_t>(sizeof(uint32_t));
@@ -211,6 +212,9 @@ Planner::Streaming Planner::streaming(const Batch& batch, const MicroBatches& mi
     const ReadJob job = read_job_for(base_, u);
     const TensorRequest& r = request(u.tensor_id);
     const int64_t n_bytes = options_.device_bytes > 0 ? Uploads::room_for(job) : Transfer::room_for(job);
+    const int64_t moments = r.n_moments * r.moment_bytes(u.n_rows);
+    through += moments;
+    out.bytes_read += moments;
     const bool stays = !r.trained && kept + n_bytes <= room;
     if (!stays || options_.device_bytes > 0) through += Transfer::room_for(job);
     if (stays) {
@@ -285,7 +289,10 @@ int64_t Planner::mapped_bytes(const Batch& batch, const StepShape& shape) const 
 int64_t Planner::generation_bytes() const {
   int64_t n = 0;
   for (uint32_t id = 0; id < opening_.requests.size(); ++id)
-    n += opening_.trained[id] ? bytes_of(opening_.values, n_state(id)) : 0;
+    n += opening_.trained[id] ? bytes_of(opening_.values, n_state(id)) +
+                                    opening_.requests[id].n_moments *
+                                        opening_.requests[id].moment_bytes(opening_.requests[id].rows)
+                              : 0;
   return n;
 }
 

@@ -37,6 +37,11 @@ struct StateTensor {
   int64_t n() const;
 };
 
+// The name of an update rule's numbers beside a tensor's values.
+inline std::string moment_name(const std::string& name, int k) {
+  return name + ".moment" + std::to_string(k);
+}
+
 class StateSink {
  public:
   // The next n values of a tensor; tail only for BF16T8. Tensors in any order, each from front to back.

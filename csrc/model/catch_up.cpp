@@ -151,7 +151,8 @@ void CatchUp::row_factors(const PendingRecord& r, const LowRankRecord& l, int64_
     std::vector<float> turned(static_cast<size_t>(rank)), none(turned);
     const float step = r.rule.step * factors.scale();
     for (int64_t i = 0; i < n_rows; ++i) {
-      float* const m = tensor_.moments[0] ? tensor_.moments[0] + (row0 + i) * rank : none.data();
+      float* const kept = tensor_.moments(row0 + i, 0);
+      float* const m = kept ? kept : none.data();
       if (!l.turn.empty()) {
         std::fill(turned.begin(), turned.end(), 0.0f);
         for (int s = 0; s < rank; ++s) {
@@ -237,8 +238,10 @@ void CatchUp::apply(const WeightView& w, IndexOverlay* overlay, int64_t row0, in
     job.n_queries = static_cast<int>(r.c.size());
     job.c = r.c.data();
     job.rule = r.rule;
-    for (int k = 0; k < 2; ++k)
-      job.moments[k] = tensor_.moments[k] ? tensor_.moments[k] + (overlay ? 0 : w.first) : nullptr;
+    for (int k = 0; k < 2; ++k) {
+      float* const kept = tensor_.moments(row0, k);
+      job.moments[k] = kept && !overlay ? kept - (row0 * w.cols - w.first) : kept;
+    }
     past.clear();
     for (const PastScalars& p : r.past) past.push_back({p.step, p.c.data()});
     job.past = past.data();

@@ -1,6 +1,7 @@
 // Applying committed records to stored weights: the only writer of a working copy after it was opened (I1).
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -41,7 +42,8 @@ class CatchUp {
     uint32_t id;
     int64_t rows, cols;
     uint64_t run_seed;
-    float* moments[2] = {nullptr, nullptr};  // of the whole tensor; null: none are kept
+    // Where the numbers begin that the rule keeps of a row (of an index set: all of them); null: none.
+    std::function<float*(int64_t row, int k)> moments = [](int64_t, int) -> float* { return nullptr; };
   };
 
   CatchUp() = default;

@@ -107,7 +107,7 @@ const SideProduct* Weights::side_of(int64_t id) const {
   return nullptr;
 }
 
-OperandJob Weights::job_for(const WeightView& w, const BranchGroup& g, OperandMode mode,
+OperandJob Weights::job_for(const WeightView& w, int64_t row0, const BranchGroup& g, OperandMode mode,
                             Compute compute) const {
   OperandJob job;
   job.w = w;
@@ -119,8 +119,8 @@ OperandJob Weights::job_for(const WeightView& w, const BranchGroup& g, OperandMo
     job.dir =
         direction_of(method, w.tensor_id, context_.run_seed, context_.step, static_cast<uint32_t>(g.query));
     if (method.rule == RuleKind::hizoo) {
-      const float* const h = store_.moments(w.tensor_id, 0);
-      job.curvature = store_.overlay(w.tensor_id) ? h : h + w.first;
+      const float* const h = store_.moments_at(w.tensor_id, row0, 0);
+      job.curvature = store_.overlay(w.tensor_id) ? h : h - (row0 * w.cols - w.first);
     }
   }
   return job;
@@ -168,7 +168,7 @@ void Weights::load_vectors(const std::vector<int64_t>& ids) {
         return reinterpret_cast<float*>(
             align_up(static_cast<int64_t>(reinterpret_cast<intptr_t>(v.data())), kStripAlign));
       };
-      kernels_.produce(job_for(w, g, OperandMode::nearest, Compute::f32), 0, 1, aligned(plus),
+      kernels_.produce(job_for(w, 0, g, OperandMode::nearest, Compute::f32), 0, 1, aligned(plus),
                        aligned(minus));
       if (g.plus >= 0) std::copy_n(aligned(plus), w.cols, values[static_cast<size_t>(g.plus)].data());
       if (g.minus >= 0) std::copy_n(aligned(minus), w.cols, values[static_cast<size_t>(g.minus)].data());
@@ -215,7 +215,7 @@ void Weights::embed(int64_t id, const RowViews& views, const int32_t* tokens, in
       continue;
     }
     const StripRows rows{nullptr, &views, 0, n, tokens};
-    make(job_for(rows.any(), g, OperandMode::nearest, Compute::f32), rows,
+    make(job_for(rows.any(), rows.first(), g, OperandMode::nearest, Compute::f32), rows,
          row_floats * static_cast<int64_t>(sizeof(float)), reinterpret_cast<char*>(plus),
          reinterpret_cast<char*>(minus));
     if (g.plus >= 0) scatter(plus, g.plus);
@@ -232,20 +232,21 @@ void Weights::make_over_base(const BranchGroup& g, const StripRows& rows, const 
   const int64_t ld_bytes = operand_row_bytes(context_.compute, rows.w->cols);
   const bool split = g.eps > 0 && context_.mode == OperandMode::split;
   char* const minus = g.eps > 0 && (split || g.minus >= 0) ? to.minus : nullptr;
-  make(job_for(*rows.w, BranchGroup{}, context_.mode, context_.compute), rows, ld_bytes, to.plus, nullptr);
+  make(job_for(*rows.w, rows.row0, BranchGroup{}, context_.mode, context_.compute), rows, ld_bytes, to.plus,
+       nullptr);
   if (split) {
     std::memset(minus, 0, static_cast<size_t>(rows.n * ld_bytes));
   } else if (minus) {
     std::memcpy(minus, to.plus, static_cast<size_t>(rows.n * ld_bytes));
   }
-  patch_operands(*rows.overlay, job_for(*rows.w, g, context_.mode, context_.compute), rows.row0, rows.n,
-                 kernels_.operand_dtype(context_.compute),
+  patch_operands(*rows.overlay, job_for(*rows.w, rows.row0, g, context_.mode, context_.compute), rows.row0,
+                 rows.n, kernels_.operand_dtype(context_.compute),
                  kernels_.operand_ld(context_.compute, rows.w->cols), to.plus, minus);
 }
 
 void Weights::make_group(const BranchGroup& g, const StripRows& rows, const Operands& to) const {
   if (rows.overlay) return make_over_base(g, rows, to);
-  const OperandJob job = job_for(rows.any(), g, context_.mode, context_.compute);
+  const OperandJob job = job_for(rows.any(), rows.first(), g, context_.mode, context_.compute);
   const bool split = g.eps > 0 && context_.mode == OperandMode::split;
   make(job, rows, operand_row_bytes(context_.compute, job.w.cols),
        g.eps == 0 || split || g.plus >= 0 ? to.plus : nullptr,

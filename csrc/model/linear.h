@@ -41,6 +41,7 @@ struct StripRows {
   const int32_t* list = nullptr;
   const IndexOverlay* overlay = nullptr;  // range only
   const WeightView& any() const { return list ? views->at(list[0]) : *w; }
+  int64_t first() const { return list ? list[0] : row0; }
 };
 
 // One product of a region: out[b] (+)= W_b X_b, with the bias added where there is one.
@@ -135,7 +136,9 @@ class Weights {
   // Before the products of a tensor of low rank; `slot`: of the tensors multiplied together.
   void prepare_side(size_t slot, int64_t id, int64_t k, const std::vector<void*>& packed, int64_t n_panels);
   const SideProduct* side_of(int64_t id) const;
-  OperandJob job_for(const WeightView& w, const BranchGroup& g, OperandMode mode, Compute compute) const;
+  // row0: of what is made first.
+  OperandJob job_for(const WeightView& w, int64_t row0, const BranchGroup& g, OperandMode mode,
+                     Compute compute) const;
   Operands operands_at(char* scratch, int64_t k) const;
   void make_over_base(const BranchGroup& g, const StripRows& rows, const Operands& to) const;
   void make_group(const BranchGroup& g, const StripRows& rows, const Operands& to) const;

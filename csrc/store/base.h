@@ -23,6 +23,13 @@ struct TensorRequest {
   int64_t rows, cols;    // expected; vectors are rows = 1
   bool trained = false;  // gets a working copy
   int64_t row_step = 1;  // units begin at multiples of it
+  // What an update rule keeps beside the working copy: n_moments arrays of so many fp32 a row.
+  int n_moments = 0;
+  int64_t moments_a_row = 0;
+  float first_moment = 0;  // what they are at first
+  int64_t moment_bytes(int64_t n_rows) const {
+    return n_rows * moments_a_row * static_cast<int64_t>(sizeof(float));  // of one
+  }
 };
 
 struct BaseTensor {

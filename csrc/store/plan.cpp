@@ -23,7 +23,7 @@ bool streams_trained(const StreamOptions& o, const std::vector<TensorRequest>& r
   int64_t n_bytes = 0;
   bool any = false;
   for (const TensorRequest& r : requests) {
-    n_bytes += r.trained ? bytes_of(values, r.rows * r.cols) : 0;
+    n_bytes += r.trained ? bytes_of(values, r.rows * r.cols) + r.n_moments * r.moment_bytes(r.rows) : 0;
     any |= r.trained && r.rows > 1;
   }
   return any && (n_bytes > o.budget_bytes / 2 || o.stream_trained);
@@ -37,7 +37,8 @@ bool is_copied(const TensorRequest& r, DType base, bool keeps_trained) {
 int64_t streamed_unit_rows(const BaseTensor& t, const TensorRequest& r, int64_t unit_bytes, DType values) {
   const int64_t step = std::lcm(t.row_multiple(), r.row_step);
   int64_t row_bytes = t.data_range(0, step).n_bytes + t.absmax_range(0, step).n_bytes;
-  if (r.trained) row_bytes = std::max(row_bytes, bytes_of(values, step * t.cols));
+  if (r.trained)
+    row_bytes = std::max(row_bytes, bytes_of(values, step * t.cols)) + r.n_moments * r.moment_bytes(step);
   return std::min(r.rows, std::max<int64_t>(1, unit_bytes / std::max<int64_t>(1, row_bytes)) * step);
 }
 
@@ -76,7 +77,8 @@ int64_t least_unit_bytes(const Base& base, const std::vector<TensorRequest>& req
     const BaseTensor& t = base.tensor(id);
     const int64_t rows = std::min(r.rows, std::lcm(t.row_multiple(), r.row_step));
     // A working copy of it, and its place in a generation: at most fp32.
-    const int64_t state = r.trained ? 4 * rows * r.cols : 0;
+    const int64_t state =
+        r.trained ? 4 * rows * r.cols + r.n_moments * (r.moment_bytes(rows) + RangeFile::kAlign) : 0;
     most = std::max(most, most_unit_bytes(t, rows) + state);
   }
   return most;

@@ -117,6 +117,11 @@ void Store::keep_moments(uint32_t id, int64_t n, int count, float first) {
 
 float* Store::moments(uint32_t id, int k) { return reinterpret_cast<float*>(moments_[id].values[k].get()); }
 
+float* Store::moments_at(uint32_t id, int64_t row, int k) {
+  float* const all = moments(id, k);
+  return all == nullptr || overlays_[id] ? all : all + row * requests_[id].moments_a_row;
+}
+
 int64_t Store::moment_bytes() const {
   int64_t n = 0;
   for (const Moments& m : moments_) {

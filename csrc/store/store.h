@@ -89,7 +89,9 @@ class Store {
   // What an update rule keeps beside a tensor that trains: `count` arrays of n numbers, all `first` at first.
   // BudgetError.
   void keep_moments(uint32_t tensor_id, int64_t n, int count, float first);
-  float* moments(uint32_t tensor_id, int k);  // nullptr: there are none
+  float* moments(uint32_t tensor_id, int k);  // in memory; nullptr: there are none
+  // Those of a row of a matrix, also of a unit that is held; of an index set all of them.
+  virtual float* moments_at(uint32_t tensor_id, int64_t row, int k);
   int64_t n_moments(uint32_t tensor_id) const { return moments_[tensor_id].n; }
   int64_t moment_bytes() const;
   int64_t overlay_bytes() const;
@@ -138,7 +140,14 @@ class Store {
   virtual int64_t n_packed(uint32_t /*tensor_id*/) const { return 0; }
   virtual void keep_support(uint32_t /*tensor_id*/, const TensorDirection&, const Kernels&, ThreadPool&) {}
   virtual void use_generation(const StateReader&) {}
-  using WriteUnit = std::function<void(uint32_t id, const void* values, const int8_t* tail, int64_t n)>;
+  struct UnitState {
+    const void* values;
+    const int8_t* tail;
+    int64_t n;
+    const float* moments[2];  // where the tensor has such
+    int64_t n_moments;        // numbers of each
+  };
+  using WriteUnit = std::function<void(uint32_t id, const UnitState&)>;
   virtual void write_units(WriteUnit) {}
   virtual void finish_writing() {}
   virtual void finish_rows(const Unit&, int64_t /*row0*/, int64_t /*n*/, const Kernels&) {}

@@ -57,13 +57,17 @@ ReadJob Streamed::job_for(const Unit& u) const {
   if (!dense || s.packs) {
     job = read_job_for(base_, u);
   }
+  const TensorRequest& r = requests_[u.tensor_id];
+  const int file = base_.file().n_shards();
+  for (int k = 0; s.streamed && k < r.n_moments; ++k)
+    job.parts[static_cast<size_t>(4 + k)] = {file, s.moments[k].offset + r.moment_bytes(u.row0),
+                                             r.moment_bytes(u.n_rows), sizeof(float), s.moments_there};
   if (!s.streamed || (!dense && !s.packs)) return job;
   // Values and tails of the generation; where the new packed ones go even if there are no old ones.
   const bool packed = !dense;
   const size_t row = static_cast<size_t>(u.row0), end = static_cast<size_t>(u.row0 + u.n_rows);
   const int64_t first = packed ? s.row_begin[row] : u.row0 * t.cols;
   const int64_t n = packed ? s.row_begin[end] - s.row_begin[row] : u.n_rows * t.cols;
-  const int file = base_.file().n_shards();
   job.parts[2] = {file, s.values.offset + first * value_bytes(), n * value_bytes(),
                   static_cast<int32_t>(value_bytes()), s.in_generation};
   if (values_ == DType::BF16T8) job.parts[3] = {file, s.tail.offset + first, n, 1, s.in_generation};
@@ -204,16 +208,16 @@ void Streamed::release(const Unit& u) {
   if (t.streamed) {
     const HeldUnit h = held_.front();
     held_.pop_front();
-    if (write_ && t.packs) {
+    const int64_t n_moments = u.n_rows * requests_[u.tensor_id].moments_a_row;
+    UnitState state{
+        h.state.data, h.state.tail, u.n_rows * h.state.cols, {h.moments[0], h.moments[1]}, n_moments};
+    if (t.packs) {
       const size_t row = static_cast<size_t>(u.row0), end = static_cast<size_t>(u.row0 + u.n_rows);
-      const int64_t n = t.row_begin[end] - t.row_begin[row];
-      if (n > 0)
-        job = writer_.run(
-            [this, h, n] { write_(h.unit.tensor_id, h.values, reinterpret_cast<int8_t*>(h.tail), n); });
-    } else if (write_) {
-      job = writer_.run(
-          [this, h] { write_(h.unit.tensor_id, h.state.data, h.state.tail, h.unit.n_rows * h.state.cols); });
+      state.values = h.values, state.tail = reinterpret_cast<int8_t*>(h.tail);
+      state.n = t.row_begin[end] - t.row_begin[row];
     }
+    if (write_ && (state.n > 0 || n_moments > 0))
+      job = writer_.run([this, id = u.tensor_id, state] { write_(id, state); });
   }
   leaving_.push_back({job, t.streamed});
   give_back(false);

@@ -63,6 +63,7 @@ class Streamed final : public Store {
   }
   void keep_support(uint32_t id, const TensorDirection& d, const Kernels& kernels, ThreadPool& pool) override;
   void use_generation(const StateReader& file) override;
+  float* moments_at(uint32_t id, int64_t row, int k) override;
   void write_units(WriteUnit write) override;
   void finish_writing() override;
   void finish_rows(const Unit& unit, int64_t row0, int64_t n, const Kernels& kernels) override;

@@ -72,7 +72,23 @@ void Streamed::use_generation(const StateReader& file) {
     if (!there.packed) t.packs = false;
     t.values = file.values_entry(static_cast<size_t>(i));
     t.tail = file.tail_entry(static_cast<size_t>(i));
+    t.moments_there = requests_[id].n_moments > 0;
+    for (int k = 0; k < requests_[id].n_moments; ++k) {
+      const int64_t at = file.find(moment_name(requests_[id].name, k));
+      t.moments_there &= at >= 0;  // a delta has none
+      if (at >= 0) t.moments[k] = file.values_entry(static_cast<size_t>(at));
+    }
   }
+}
+
+float* Streamed::moments_at(uint32_t id, int64_t row, int k) {
+  if (!trained_[id].streamed) return Store::moments_at(id, row, k);
+  if (k >= requests_[id].n_moments) return nullptr;
+  for (const HeldUnit& h : held_) {
+    if (h.unit.tensor_id == id && h.unit.row0 <= row && row < h.unit.row0 + h.unit.n_rows)
+      return h.moments[k] + (row - h.unit.row0) * requests_[id].moments_a_row;
+  }
+  fail<ArgumentError>("store", "moments of '" + requests_[id].name + "' are asked for, which is not held");
 }
 
 const HeldUnit* Streamed::held(const Unit& u) const {
@@ -86,7 +102,9 @@ WeightView Streamed::acquire_state(const Unit& u) {
   // Before waiting for what may find no room while units are leaving.
   give_back(!transfer().next_is_there());
   const Transfer::Pointers at = source_.next();
-  HeldUnit h{u, view(u, at), at[2], at[3], {}};
+  HeldUnit h{u, view(u, at), at[2], at[3], {}, {}};
+  for (int k = 0; k < requests_[u.tensor_id].n_moments; ++k)
+    h.moments[k] = reinterpret_cast<float*>(at[static_cast<size_t>(4 + k)]);
   uint8_t* memory = state_ring_.take(state_room(u));
   if (memory == nullptr) {
     give_back(true);
@@ -99,7 +117,12 @@ WeightView Streamed::acquire_state(const Unit& u) {
 }
 
 void Streamed::prepare_rows(const Unit& u, int64_t row0, int64_t n, const Kernels& kernels) {
-  if (trained_[u.tensor_id].streamed) materialize_rows(trained_[u.tensor_id], *held(u), row0, n, kernels);
+  const TrainedTensor& t = trained_[u.tensor_id];
+  if (!t.streamed) return;
+  materialize_rows(t, *held(u), row0, n, kernels);
+  const TensorRequest& r = requests_[u.tensor_id];
+  for (int k = 0; k < r.n_moments && !t.moments_there; ++k)
+    std::fill_n(moments_at(u.tensor_id, row0, k), n * r.moments_a_row, r.first_moment);
 }
 
 void Streamed::finish_rows(const Unit& u, int64_t row0, int64_t n, const Kernels& kernels) {

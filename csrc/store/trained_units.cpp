@@ -88,7 +88,8 @@ StateRows read_state_rows(const TrainedTensor& t, const BaseTensor& base, const 
                         base.view(shape.tensor_id, rows[i], read[0].data(), nullptr),
                         read[1].data(),
                         read[2].data(),
-                        state};
+                        state,
+                        {}};
     materialize_rows(t, held, rows[i], 1, kernels);
     views.push_back(state);
   }

@@ -27,7 +27,9 @@ struct TrainedTensor {
   std::vector<uint32_t> row_begin;  // packs: [rows + 1], values of the support before each row
   bool in_generation = false;       // else the base is its state
   bool packed_there = false;
-  TensorEntry values, tail;  // in the generation's file
+  TensorEntry values, tail;    // in the generation's file
+  bool moments_there = false;  // else they are the first ones
+  TensorEntry moments[2];
 };
 
 // A unit between acquire and release.
@@ -36,6 +38,7 @@ struct HeldUnit {
   WeightView base;         // without data where a dense generation has everything
   uint8_t *values, *tail;  // of the generation; packed: replaced by the new ones in finish_rows
   WeightView state;        // the working copy
+  float* moments[2];       // [n_rows][moments_a_row]; used in place
 };
 
 // Fills rows [row0, row0 + n) of the working copy, and takes their packed values back out of it. Any thread,

@@ -16,7 +16,7 @@ struct ReadPart {
   int32_t align = 1;  // of the bytes in memory, a power of two: files hold elements at any address
   bool read = true;   // false: room only
 };
-constexpr int kMaxParts = 4;
+constexpr int kMaxParts = 6;
 
 struct ReadJob {
   std::array<ReadPart, kMaxParts> parts;  // those of no bytes are not read

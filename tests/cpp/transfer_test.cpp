@@ -86,7 +86,7 @@ bool same(const Files& files, const ReadJob& job, const Transfer::Pointers& at) 
 void go_through(const Files& files, unsigned seed, int n_readers, int n_lists,
                 PageCache cache = PageCache::past) {
   std::mt19937 random(seed);
-  constexpr int64_t kLargest = 2 * (30000 / kPage + 2) * kPage;
+  constexpr int64_t kLargest = kMaxParts / 2 * (30000 / kPage + 2) * kPage;
   std::vector<std::unique_ptr<Memory>> own;  // outlives the readers that read into it
   Transfer transfer(files.paths, kLargest * (2 + random() % 4), n_readers, cache);
   for (int list = 0; list < n_lists; ++list) {
