@@ -7,6 +7,7 @@ Two ways to run it:
                          {"rows": [...]} -> {"prompts", "options", "labels"}
                          {"text": ...}   -> {"ids"}
                          {"ids": [...]}  -> {"text"}
+                         {"corpus": file or texts, "n", "length", "seed"} -> {"sequences"}
 Errors: exit code 2 with `Type: [where] message` as the last line of standard error; when serving, an answer
 {"error": [type, message]}.
 """
@@ -20,6 +21,7 @@ import os
 import sys
 
 from . import children, ids
+from ._corpus import sequences
 from ._encode import Encoder, load_tokenizer, model_limits
 from ._rows import rows
 from .errors import ArgumentError, PysmezoError
@@ -71,7 +73,7 @@ def tokenize_file(model_dir, data, task: Task, out, max_length: int, truncate: b
     ids.write(out, key, prompts, options[0] if shared else options, labels, lines, shared)
 
 
-def _answer(request: dict, tokenizer, encoder: Encoder | None) -> dict:
+def _answer(request: dict, tokenizer, encoder: Encoder | None, model_dir) -> dict:
     if "rows" in request:
         if encoder is None:
             raise ArgumentError("[tokenize] rows of text without a task, expected task= when the runtime was opened")
@@ -80,6 +82,8 @@ def _answer(request: dict, tokenizer, encoder: Encoder | None) -> dict:
         return {"prompts": prompts, "options": options, "labels": labels}
     if "ids" in request:
         return {"text": tokenizer.decode(request["ids"], skip_special_tokens=request.get("skip_special_tokens", True))}
+    if "corpus" in request:
+        return {"sequences": sequences(tokenizer=tokenizer, model_dir=model_dir, **request)}
     return {"ids": tokenizer.encode(request["text"]).ids}
 
 
@@ -88,7 +92,7 @@ def serve(model_dir, task: Task | None, max_length: int, truncate: bool) -> None
     encoder = Encoder(tokenizer, task, max_length, truncate, model_dir) if task else None
     for line in sys.stdin:
         try:
-            answer = _answer(json.loads(line), tokenizer, encoder)
+            answer = _answer(json.loads(line), tokenizer, encoder, model_dir)
         except PysmezoError as e:
             answer = {"error": [type(e).__name__, str(e)]}
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -46,6 +46,12 @@ class TokenizerClient:
     def decode(self, ids, skip_special_tokens: bool = True) -> str:
         return self._ask({"ids": [int(i) for i in ids], "skip_special_tokens": skip_special_tokens})["text"]
 
+    def sequences(self, corpus, n: int, length: int, seed: int) -> np.ndarray:
+        """ids int32 [n, length], drawn from plain text; corpus: the path of a file, or texts (_corpus.py)."""
+        corpus = os.path.abspath(corpus) if isinstance(corpus, (str, os.PathLike)) else list(corpus)
+        found = self._ask({"corpus": corpus, "n": n, "length": length, "seed": seed})["sequences"]
+        return np.asarray(found, np.int32)
+
     def close(self) -> None:
         if self._child is not None:
             self._child.stdin.close()
