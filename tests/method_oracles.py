@@ -301,6 +301,8 @@ ROWS = {
     "lozo, queries": (methods.LOZO(rank=2, refresh=50, queries=3), Lozo, 1.0),
     "lozo-m": (methods.LOZOMomentum(rank=3, refresh=4), LozoM, 1.0),
     "subzero": (methods.SubZero(rank=4, refresh=6), SubZero, 2.0**-3),
+    "lozo, beside the base": (methods.LOZO(rank=3, refresh=6, only_reads=True, rank_cap=12), Lozo, 1.0),
+    "subzero, beside the base": (methods.SubZero(rank=3, refresh=7, only_reads=True, rank_cap=9), SubZero, 2.0**-3),
     "tezo": (methods.TeZO(rank=5), Tezo, 1.0),
     "tezo, one-sided queries": (methods.TeZO(rank=4, queries=3, plan="one-sided"), Tezo, 1.0),
     "tezo-m": (methods.TeZOMomentum(rank=5, queries=2), Tezo, 1.0),

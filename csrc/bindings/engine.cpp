@@ -127,7 +127,8 @@ MethodConfig method_from(const py::dict& d) {
   number("sparsity", &m.sparsity), number("fraction", &m.fraction), number("drop", &m.drop);
   number("beta1", &m.beta1), number("beta2", &m.beta2), number("adam_eps", &m.adam_eps);
   number("smoothing", &m.smoothing), number("weight_decay", &m.weight_decay);
-  integer("rank", &m.rank), integer("refresh", &m.refresh), integer("queries", &m.queries);
+  integer("rank", &m.rank), integer("rank_cap", &m.rank_cap), integer("refresh", &m.refresh),
+      integer("queries", &m.queries);
   integer("window", &m.window);
   truth("only_reads", &m.only_reads), truth("over_eps", &m.over_eps), truth("damped", &m.damped);
   truth("corrected", &m.corrected);

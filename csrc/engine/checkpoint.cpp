@@ -91,10 +91,10 @@ void Engine::save_delta(const std::string& path) {
     StateTensor t;
     t.name = m.parameters[id].name;
     t.dtype = m.header.values;
-    const bool numbers = m.coefficients->of(id) != nullptr;
-    t.packed = numbers || m.store->overlay(id) || has_implicit_support(method);
-    if (numbers) {
-      t.shape = {static_cast<int64_t>(m.coefficients->values(id).size())};
+    const Beside* const beside = m.besides->of(id);
+    t.packed = beside || m.store->overlay(id) || has_implicit_support(method);
+    if (beside) {
+      t.shape = {static_cast<int64_t>(beside->values.size())};
     } else if (const IndexOverlay* o = m.store->overlay(id)) {
       t.shape = {o->n()};
     } else if (t.packed) {
@@ -114,8 +114,8 @@ void Engine::save_delta(const std::string& path) {
     std::vector<uint8_t> values;
     std::vector<int8_t> tail;
     for (size_t i = 0; i < ids.size(); ++i) {
-      if (const float* numbers = m.coefficients->of(ids[i])) {
-        sink.write(i, numbers, nullptr, tensors[i].n());
+      if (const Beside* beside = m.besides->of(ids[i])) {
+        sink.write(i, beside->values.data(), nullptr, tensors[i].n());
         continue;
       }
       if (const IndexOverlay* o = m.store->overlay(ids[i])) {
@@ -230,12 +230,15 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
       continue;
     }
     const uint32_t id = id_of(m, t.name);
-    if (m.coefficients->of(id)) {
-      std::vector<float>& numbers = m.coefficients->values(id);
-      check<FormatError>(t.packed && t.n() == static_cast<int64_t>(numbers.size()), "delta",
-                         where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
-                             std::to_string(numbers.size()) + "; was it made with another rank?");
-      std::memcpy(numbers.data(), file.values(at), numbers.size() * sizeof(float));
+    if (m.besides->of(id)) {
+      Beside& beside = m.besides->at(id);
+      const int64_t most = m.header.method.most_rank() / m.header.method.rank * beside.block_size;
+      check<FormatError>(t.packed && t.n() % beside.block_size == 0 && t.n() > 0 && t.n() <= most, "delta",
+                         where + " has " + std::to_string(t.n()) + " values of '" + t.name +
+                             "', expected a multiple of " + std::to_string(beside.block_size) + " up to " +
+                             std::to_string(most) + "; was it made with another rank?");
+      beside.values.resize(static_cast<size_t>(t.n()));
+      std::memcpy(beside.values.data(), file.values(at), static_cast<size_t>(t.n()) * sizeof(float));
       continue;
     }
     if (m.store->streams_state(id)) continue;
@@ -394,7 +397,7 @@ void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
 
 void Engine::save_generation() {
   check<ArgumentError>(impl_->journal != nullptr, "generation", "there is no run folder to write it to");
-  if (impl_->header.method.has_coefficients()) return;  // the journal alone is as good
+  if (impl_->header.method.lies_beside()) return;  // the journal alone is as good
   impl_->write_generation_with([] {});
 }
 
@@ -414,7 +417,7 @@ double Engine::Impl::measure_replay_rate() {
   constexpr int64_t kElements = 1 << 17;
   int64_t n_all = 0, most = 0;
   uint32_t largest = 0;
-  if (header.method.has_coefficients()) return 0;
+  if (header.method.lies_beside()) return 0;
   const auto n_of = [&](uint32_t id) {
     return store->overlay(id) ? store->overlay(id)->n() : store->shape(id).n();
   };

@@ -49,7 +49,7 @@ Engine::Impl::Impl(const EngineOptions& o)
   header.reduction = reduction_from_name(o.reduction);
   header.seed = o.seed;
 
-  factors = std::make_unique<FactorSource>(o.seed, kernels, pool);
+  factors = std::make_unique<FactorSource>(o.seed, kernels, pool, o.method.only_reads);
   rules = std::make_unique<RecordRules>(o.method, o.seed, opening.config.n_layers);
   if (o.method.has_index_set()) {
     header.method.index_hash = hash_of_index(o.method.index);
@@ -75,7 +75,7 @@ Engine::Impl::Impl(const EngineOptions& o)
     selection = select(o.method, opening.trained, opening.layers, *store, kernels, pool);
     keep_supports();
     keep_moments();
-    coefficients = std::make_unique<Coefficients>(selection.tensors, header.seed);
+    besides = std::make_unique<Besides>(selection.tensors, parameters, *factors, header.seed);
     for (const TensorMethod& t : selection.tensors) header.masks.push_back(t.mask);
     header.n_selected = selection.n_selected;
     if (!o.delta.empty()) {
@@ -94,7 +94,7 @@ void Engine::Impl::begin(uint32_t watermark) {
 
 void Engine::Impl::apply(const Record& r) {
   const PendingRecord p = rules->next(r);
-  coefficients->apply(p);
+  besides->apply(p);
   pending->push(p);
 }
 
@@ -203,7 +203,7 @@ void Engine::Impl::resume(const Opening& opening) {
   selection.n_selected = header.n_selected;
   keep_supports();
   keep_moments();
-  coefficients = std::make_unique<Coefficients>(selection.tensors, header.seed);
+  besides = std::make_unique<Besides>(selection.tensors, parameters, *factors, header.seed);
   if (delta) load_delta(*delta);
   if (watermark > 0) load_generation(watermark, chain);
   begin(watermark);
@@ -257,7 +257,7 @@ int64_t Engine::Impl::factor_bytes() const {
   int64_t n = 0;
   for (uint32_t id = 0; id < parameters.size(); ++id) {
     if (selection.tensors[id].trained)
-      n += Factors::kept_bytes(selection.tensors[id].low_rank, parameters[id].rows, parameters[id].cols);
+      n += low_rank_kept_bytes(header.method, parameters[id].rows, parameters[id].cols);
   }
   return n;
 }
@@ -308,7 +308,7 @@ ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branche
   visit.methods = &m.selection.tensors;
   visit.resting = m.rules->resting(noise_step);
   visit.factors = m.factors.get();
-  visit.coefficients = [&m](uint32_t id) { return m.coefficients->of(id); };
+  visit.beside = [&m](uint32_t id) { return m.besides->of(id); };
   visit.catch_up = [&m](uint32_t id) { return m.pending->catch_up(id); };
   visit.caught_up = [&m](uint32_t id) { m.pending->caught_up(id); };
   check_batch(batch, m.model->config(), want_logits);  // cutting it trusts it
@@ -350,6 +350,14 @@ bool Engine::commit(const StepDecision& d) {
   check<ArgumentError>(d.scalars.size() == static_cast<size_t>(m.header.method.n_scalars()), "commit",
                        std::to_string(d.scalars.size()) +
                            " scalars, expected one a query: " + std::to_string(m.header.method.n_scalars()));
+  const MethodConfig& method = m.header.method;
+  const int64_t rank = (epoch_of(method.low_rank_of(), m.n_committed + 1) + int64_t{1}) * method.rank;
+  check<ArgumentError>(!method.only_reads || rank <= method.most_rank(), "commit",
+                       "step " + std::to_string(m.n_committed + 1) +
+                           " begins new factors, which makes rank " + std::to_string(rank) +
+                           " beside a base that is only read, expected at most rank_cap " +
+                           std::to_string(method.most_rank()) +
+                           "; merge what is trained and start anew, or allow more from the start");
   Record r;
   r.step = m.n_committed + 1;
   r.lr = d.lr;
@@ -463,7 +471,7 @@ std::pair<std::vector<float>, std::vector<float>> Engine::factors(uint32_t id, u
 }
 
 std::vector<float> Engine::coefficients(uint32_t id) const {
-  return impl_->coefficients->of(id) ? impl_->coefficients->values(id) : std::vector<float>();
+  return impl_->besides->of(id) ? impl_->besides->at(id).values : std::vector<float>();
 }
 
 std::vector<float> Engine::moments(uint32_t id, int k) {

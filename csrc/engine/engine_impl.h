@@ -76,7 +76,7 @@ struct Engine::Impl {
   std::unique_ptr<FactorSource> factors;
   std::unique_ptr<RecordRules> rules;
   std::unique_ptr<Pending> pending;
-  std::unique_ptr<Coefficients> coefficients;
+  std::unique_ptr<Besides> besides;
   std::unique_ptr<RunLock> lock;
   std::string journal_path;
   std::unique_ptr<Journal> journal;

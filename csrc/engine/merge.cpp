@@ -39,24 +39,37 @@ void Engine::Impl::for_rows(uint32_t id, const Store::OnRows& body) {
   if (store->request(id).rows > 1 && !store->request(id).trained) store->rest(id);
 }
 
-// += scale u diag(c) v^T, rows [row0, row0 + n).
-static void add_low_rank(Engine::Impl& m, uint32_t id, int64_t row0, int64_t n, int64_t cols, float* values) {
+// += what lies beside rows [row0, row0 + n), a block after the other.
+static void add_beside(Engine::Impl& m, uint32_t id, int64_t row0, int64_t n, int64_t cols, float* values) {
   const LowRank& d = m.selection.tensors[id].low_rank;
-  const Factors factors(d, m.header.seed, id, m.parameters[id].rows, cols, 0, m.kernels, m.pool);
-  const std::vector<float>& c = m.coefficients->values(id);
-  std::vector<float> v(static_cast<size_t>(d.rank * cols));
-  m.pool.run(d.rank, [&](int64_t s, int) { factors.v_column(static_cast<int>(s), v.data() + s * cols); });
-  m.pool.run(n, [&](int64_t i, int) {
-    std::vector<float> u(static_cast<size_t>(d.rank)), change(static_cast<size_t>(cols), 0.0f);
-    factors.u_rows(row0 + i, 1, 0, 0, u.data());
-    for (int s = 0; s < d.rank; ++s) {
-      const size_t k = static_cast<size_t>(s);
-      const float a = u[k] * (factors.scale() * c[k]);
-      for (int64_t j = 0; j < cols; ++j)
-        change[static_cast<size_t>(j)] += a * v[k * static_cast<size_t>(cols) + static_cast<size_t>(j)];
-    }
-    for (int64_t j = 0; j < cols; ++j) values[i * cols + j] += change[static_cast<size_t>(j)];
-  });
+  const Beside& beside = m.besides->at(id);
+  const int64_t r = d.rank;
+  std::vector<float> v(static_cast<size_t>(r * cols));
+  for (uint32_t e = 0; e < static_cast<uint32_t>(beside.n_blocks()); ++e) {
+    const std::shared_ptr<const Factors> factors = m.factors->of(d, id, m.parameters[id].rows, cols, e);
+    const float* const block = beside.block(e);
+    m.pool.run(r, [&](int64_t s, int) { factors->v_column(static_cast<int>(s), v.data() + s * cols); });
+    m.pool.run(n, [&](int64_t i, int) {
+      std::vector<float> u(static_cast<size_t>(r)), a(u.size(), 0.0f),
+          change(static_cast<size_t>(cols), 0.0f);
+      if (d.kind == LowRankKind::uv) {
+        std::copy_n(block + (row0 + i) * r, r, a.begin());
+      } else {
+        factors->u_rows(row0 + i, 1, 0, 0, u.data());
+        for (int64_t s = 0; s < r; ++s) {
+          const float x = u[static_cast<size_t>(s)] * factors->scale();
+          if (d.kind == LowRankKind::utv) a[static_cast<size_t>(s)] = x * block[s];
+          for (int64_t t = 0; d.kind == LowRankKind::uzv && t < r; ++t)
+            a[static_cast<size_t>(t)] += x * block[s * r + t];
+        }
+      }
+      for (int64_t s = 0; s < r; ++s) {
+        for (int64_t j = 0; j < cols; ++j)
+          change[static_cast<size_t>(j)] += a[static_cast<size_t>(s)] * v[static_cast<size_t>(s * cols + j)];
+      }
+      for (int64_t j = 0; j < cols; ++j) values[i * cols + j] += change[static_cast<size_t>(j)];
+    });
+  }
 }
 
 // fp32 values of rows [row0, row0 + n) of a view, with what lies beside it.
@@ -68,7 +81,7 @@ static void decode_rows(Engine::Impl& m, uint32_t id, const WeightView& w, int64
     m.kernels.decode(w, (row0 + i) * w.cols, w.cols, row);
     if (overlay) patch_values(*overlay, row0 + i, 1, w.cols, row);
   });
-  if (m.coefficients->of(id)) add_low_rank(m, id, row0, n, w.cols, values);
+  if (m.besides->of(id)) add_beside(m, id, row0, n, w.cols, values);
 }
 
 void Engine::Impl::for_values(uint32_t id, const std::function<void(const float*, int64_t, int64_t)>& body) {

@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 #include "direction/threshold.h"
+#include "model/beside.h"
+#include "model/factors.h"
 
 namespace smezo {
 namespace {
@@ -77,11 +79,17 @@ void check_parts(const MethodConfig& m) {
   require(m.low_rank != LowRankKind::utv || m.refresh == 0,
           "refresh " + std::to_string(m.refresh) +
               " with U diag(tau) V^T, expected 0: its factors are of the run");
-  require(
-      !m.only_reads || m.low_rank == LowRankKind::utv,
-      "numbers between factors that change, expected fixed factors (U diag(tau) V^T): a base that is only "
-      "read cannot take up what the old factors have made");
-  require(!m.has_coefficients() || m.weight_decay == 0,
+  require(!m.only_reads || low_rank,
+          "a base that is only read with a dense direction, expected a low-rank one");
+  require(!m.only_reads || m.low_rank == LowRankKind::utv || m.rule == RuleKind::sgd,
+          std::string("rule ") + rule_name(m.rule) +
+              " with factors that change beside a base that is only read, expected sgd");
+  require(m.rank_cap == 0 || (m.only_reads && m.low_rank != LowRankKind::utv),
+          "rank_cap " + std::to_string(m.rank_cap) +
+              ", expected it only where factors change beside a base that is only read");
+  require(m.rank_cap >= 0 && m.rank_cap <= kMaxRank,
+          "rank_cap " + std::to_string(m.rank_cap) + ", expected at most " + std::to_string(kMaxRank));
+  require(!m.lies_beside() || m.weight_decay == 0,
           "weight decay " + text(m.weight_decay) +
               " over a base that is only read, expected 0: decay would have to move all of it");
   require(!low_rank || m.window == 0,
@@ -123,8 +131,16 @@ int64_t n_resting(const MethodConfig& m, int64_t n_layers) {
   return std::min(static_cast<int64_t>(std::lround(m.drop * static_cast<double>(n_layers))), n_layers - 1);
 }
 
+int64_t low_rank_kept_bytes(const MethodConfig& m, int64_t rows, int64_t cols) {
+  const LowRank d = m.low_rank_of();
+  if (!d) return 0;
+  const int64_t epochs = m.only_reads ? m.most_rank() / m.rank : 1;
+  return epochs * (Factors::kept_bytes(d, rows, cols) +
+                   (m.only_reads ? block_size_of(d, rows) * static_cast<int64_t>(sizeof(float)) : 0));
+}
+
 int64_t n_moments_of(const MethodConfig& m, int64_t rows, int64_t cols, int64_t n_indexed) {
-  if (!m.keeps_moments() || m.has_coefficients()) return 0;
+  if (!m.keeps_moments() || m.lies_beside()) return 0;
   if (m.low_rank != LowRankKind::none) return m.low_rank == LowRankKind::uv ? rows * m.rank : 0;
   return m.has_index_set() ? n_indexed : rows * cols;
 }
@@ -150,8 +166,8 @@ std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<Param
         !t || m.low_rank == LowRankKind::none || p.block_linear, "method",
         "a low-rank direction of '" + p.name + "', expected only linear weights of the decoder blocks");
     check<ArgumentError>(
-        !t || m.low_rank == LowRankKind::none || m.rank <= std::min(p.rows, p.cols), "method",
-        "rank " + std::to_string(m.rank) + " of '" + p.name + "' [" + std::to_string(p.rows) + ", " +
+        !t || m.low_rank == LowRankKind::none || m.all_ranks() <= std::min(p.rows, p.cols), "method",
+        "rank " + std::to_string(m.all_ranks()) + " of '" + p.name + "' [" + std::to_string(p.rows) + ", " +
             std::to_string(p.cols) + "], expected at most its smaller side");
     out.push_back(t);
     any |= t;
@@ -171,6 +187,7 @@ TensorMethod tensor_method(const MethodConfig& m, bool trained, int layer) {
   t.rule = m.rule;
   t.only_read = m.leaves_base();
   if (trained) t.low_rank = m.low_rank_of();
+  t.most_rank = m.all_ranks();
   return t;
 }
 
@@ -183,8 +200,8 @@ Selection select(const MethodConfig& m, const std::vector<bool>& trained, const 
     int64_t n_selected = 0;
     if (t.trained && store.overlay(id)) {
       n_selected = store.overlay(id)->n();
-    } else if (t.trained && m.has_coefficients()) {
-      n_selected = m.rank;
+    } else if (t.trained && m.lies_beside()) {
+      n_selected = block_size_of(t.low_rank, store.request(id).rows);
     } else if (t.trained) {
       const WeightView w = store.shape(id);
       const Pieces pieces = [&](const auto& body) {

@@ -1,5 +1,6 @@
 // A method as plain data, and what it means for one model: which tensors train, with which mask.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -46,7 +47,8 @@ struct MethodConfig {
   LowRankKind low_rank = LowRankKind::none;
   int rank = 0;
   int refresh = 0;          // steps that factors stay; 0: the run
-  bool only_reads = false;  // low rank: what trains are numbers between fixed factors, beside the base
+  bool only_reads = false;  // low rank: what trains lies beside the base (model/beside.h)
+  int rank_cap = 0;         // the most rank that may pile up there; 0: none does
   // Query plan and scalars.
   QueryPlan plan = QueryPlan::two_sided;
   Estimator estimator = Estimator::difference;
@@ -62,8 +64,10 @@ struct MethodConfig {
   double weight_decay = 0;  // lambda; matrices only
 
   bool has_index_set() const { return index_set != IndexKind::none; }
-  bool has_coefficients() const { return low_rank != LowRankKind::none && only_reads; }
-  bool leaves_base() const { return has_index_set() || has_coefficients(); }  // no working copies
+  bool lies_beside() const { return low_rank != LowRankKind::none && only_reads; }
+  bool leaves_base() const { return has_index_set() || lies_beside(); }  // no working copies
+  int most_rank() const { return std::max(rank, rank_cap); }
+  int all_ranks() const { return rank_cap > 0 ? rank_cap + rank : rank; }  // a step's own direction with it
   bool keeps_moments() const { return n_moments(rule) > 0 && window == 0; }
   int n_scalars() const { return plan == QueryPlan::curved ? 2 : queries; }
   int n_branches() const {
@@ -91,6 +95,9 @@ void set_parts_of_kind(MethodConfig* m);
 
 // Layers of a model of n that sit a step out.
 int64_t n_resting(const MethodConfig& m, int64_t n_layers);
+// Bytes that low rank keeps of a trained matrix between steps: factors that take long to make, and what lies
+// beside the base.
+int64_t low_rank_kept_bytes(const MethodConfig& m, int64_t rows, int64_t cols);
 // Numbers of a rule's moments beside a trained matrix: of every element, or of u's rows.
 int64_t n_moments_of(const MethodConfig& m, int64_t rows, int64_t cols, int64_t n_indexed);
 

@@ -63,20 +63,22 @@ class Changes {
   int64_t next_ = 0;
 };
 
-// Numbers between factors: what they change is linear in them.
-void mix_numbers(Engine::Impl& m, const std::vector<Delta>& deltas, uint32_t id) {
-  std::vector<float>& numbers = m.coefficients->values(id);
-  std::vector<double> sum(numbers.size(), 0.0);
+// What lies beside the base: what it changes is linear in it.
+void mix_beside(Engine::Impl& m, const std::vector<Delta>& deltas, uint32_t id) {
+  Beside& beside = m.besides->at(id);
+  std::vector<double> sum(static_cast<size_t>(beside.block_size), 0.0);
   for (const Delta& d : deltas) {
     const int64_t at = d.file.find(m.parameters[id].name);
     if (at < 0) continue;
-    const size_t i = static_cast<size_t>(at);
-    check<FormatError>(d.file.tensors()[i].n() == static_cast<int64_t>(numbers.size()), "delta",
-                       d.file.path() + " has another number of values of '" + m.parameters[id].name + "'");
+    const size_t i = static_cast<size_t>(at), n = static_cast<size_t>(d.file.tensors()[i].n());
+    check<FormatError>(n > 0 && n % static_cast<size_t>(beside.block_size) == 0, "delta",
+                       d.file.path() + " has " + std::to_string(n) + " values of '" + m.parameters[id].name +
+                           "', expected a multiple of " + std::to_string(beside.block_size));
     const float* const values = static_cast<const float*>(d.file.values(i));
-    for (size_t k = 0; k < sum.size(); ++k) sum[k] += d.weight * static_cast<double>(values[k]);
+    if (sum.size() < n) sum.resize(n, 0.0);
+    for (size_t k = 0; k < n; ++k) sum[k] += d.weight * static_cast<double>(values[k]);
   }
-  for (size_t k = 0; k < sum.size(); ++k) numbers[k] = static_cast<float>(sum[k]);
+  beside.values.assign(sum.begin(), sum.end());
 }
 
 // The base and the sum of what the deltas change of it.
@@ -85,8 +87,8 @@ void mix(Engine::Impl& m, const std::vector<Delta>& deltas) {
   std::vector<double> sum;
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     if (!m.selection.tensors[id].trained) continue;
-    if (m.coefficients->of(id)) {
-      mix_numbers(m, deltas, id);
+    if (m.besides->of(id)) {
+      mix_beside(m, deltas, id);
       continue;
     }
     IndexOverlay* const overlay = m.store->overlay(id);

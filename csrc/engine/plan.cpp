@@ -81,7 +81,7 @@ bool Planner::packs(uint32_t id) const {
 int64_t Planner::n_state(uint32_t id) const {
   if (!opening_.trained[id]) return 0;
   if (options_.method.has_index_set()) return n_indexed_[id];
-  if (options_.method.has_coefficients()) return options_.method.rank;
+  if (options_.method.lies_beside()) return 0;
   const int64_t n = opening_.requests[id].rows * opening_.requests[id].cols;
   return packs(id) ? n_kept(n, options_.method.sparsity) : n;
 }
@@ -99,7 +99,7 @@ Planner::Fixed Planner::fixed(int64_t budget) const {
       if (keeps_trained || r.rows == 1 || has_index_set(id))
         f.moments += n_moments(options_.method.rule) *
                      whole_pages(n_moments_of(options_.method, r.rows, r.cols, n_indexed_[id]) * 4);
-      f.factors += Factors::kept_bytes(options_.method.low_rank_of(), r.rows, r.cols);
+      f.factors += low_rank_kept_bytes(options_.method, r.rows, r.cols);
     }
     if (packs(id) && !keeps_trained) f.supports += (r.rows + 1) * static_cast<int64_t>(sizeof(uint32_t));
   }
@@ -155,8 +155,9 @@ MicroBatches Planner::micro_batches(const Batch& batch, const StepShape& shape, 
                             : reads_rows ? single_row_bytes(t)
                                          : 0;
   const MethodConfig& method = options_.method;
-  const ForwardShape forward{
-      &kernels_, compute, shape.n_branches, n_threads_, row_bytes, method.low_rank_of(), !method.only_reads};
+  const ForwardShape forward{&kernels_,          compute,           shape.n_branches,
+                             n_threads_,         row_bytes,         method.low_rank_of(),
+                             method.all_ranks(), !method.only_reads};
   return micro_batches_for(
       batch, room,
       [&](const Batch& b) { return forward_bytes(opening_.config, b, forward, shape.want_logits); },

@@ -66,35 +66,62 @@ PendingRecord RecordRules::next(const Record& r) {
   return p;
 }
 
-Coefficients::Coefficients(const std::vector<TensorMethod>& methods, uint64_t run_seed)
-    : methods_(methods), run_seed_(run_seed), values_(methods.size()), tracks_(methods.size()) {
+Besides::Besides(const std::vector<TensorMethod>& methods, const std::vector<ParameterSpec>& parameters,
+                 FactorSource& factors, uint64_t run_seed)
+    : methods_(methods),
+      parameters_(parameters),
+      factors_(factors),
+      run_seed_(run_seed),
+      all_(methods.size()),
+      tracks_(methods.size()) {
   for (size_t id = 0; id < methods.size(); ++id) {
     const TensorMethod& m = methods[id];
-    if (m.trained && m.low_rank && m.only_read)
-      values_[id].assign(static_cast<size_t>(m.low_rank.n_middle()), 0.0f);
+    if (!m.trained || !m.low_rank || !m.only_read) continue;
+    all_[id].block_size = block_size_of(m.low_rank, parameters[id].rows);
+    all_[id].values.assign(static_cast<size_t>(all_[id].block_size), 0.0f);
   }
 }
 
-const float* Coefficients::of(uint32_t id) const {
-  return values_[id].empty() ? nullptr : values_[id].data();
+const Beside* Besides::of(uint32_t id) const { return all_[id].block_size > 0 ? &all_[id] : nullptr; }
+
+// N -= sum over queries of c_q scale u_q.
+void Besides::add_rows(uint32_t id, const PendingRecord& r, float* block) {
+  const LowRank& d = methods_[id].low_rank;
+  const ParameterSpec& p = parameters_[id];
+  const std::shared_ptr<const Factors> f = factors_.of(d, id, p.rows, p.cols, epoch_of(d, r.step));
+  std::vector<float> u(static_cast<size_t>(p.rows * d.rank));
+  for (size_t q = 0; q < r.c.size(); ++q) {
+    f->u_rows(0, p.rows, r.step, static_cast<uint32_t>(q), u.data());
+    const float c = r.c[q] * f->scale();
+    for (size_t i = 0; i < u.size(); ++i) block[i] -= c * u[i];
+  }
 }
 
-void Coefficients::apply(const PendingRecord& r) {
-  for (uint32_t id = 0; id < values_.size(); ++id) {
-    std::vector<float>& c = values_[id];
+void Besides::apply(const PendingRecord& r) {
+  for (uint32_t id = 0; id < all_.size(); ++id) {
+    Beside& b = all_[id];
     const TensorMethod& m = methods_[id];
-    if (c.empty() || r.skips(m)) continue;
+    if (b.block_size == 0) continue;
+    const int64_t epoch = epoch_of(m.low_rank, r.step);
+    if (b.n_blocks() <= epoch) b.values.resize(static_cast<size_t>((epoch + 1) * b.block_size), 0.0f);
+    if (r.skips(m)) continue;
+    float* const c = b.block(epoch);
+    const size_t n = static_cast<size_t>(b.block_size);
+    if (m.low_rank.kind == LowRankKind::uv) {
+      add_rows(id, r, c);
+      continue;
+    }
     if (r.rule.kind == RuleKind::sgd) {
       for (size_t q = 0; q < r.c.size(); ++q) {
         const std::vector<float> z = middle_of(m.low_rank, run_seed_, id, r.step, static_cast<uint32_t>(q));
-        for (size_t i = 0; i < c.size(); ++i) c[i] = __builtin_fmaf(-r.c[q], z[i], c[i]);
+        for (size_t i = 0; i < n; ++i) c[i] = __builtin_fmaf(-r.c[q], z[i], c[i]);
       }
       continue;
     }
     Track& track = tracks_[id];
     const std::vector<float> e = middle_estimate(m.low_rank, run_seed_, id, r.step, r.c);
-    track.m.resize(c.size()), track.v.resize(c.size());
-    for (size_t i = 0; i < c.size(); ++i) {
+    track.m.resize(n), track.v.resize(n);
+    for (size_t i = 0; i < n; ++i) {
       advance_moments(r.rule, e[i], &track.m[i], &track.v[i]);
       c[i] = rule_step(r.rule, c[i], e[i], track.m[i], track.v[i]);
     }

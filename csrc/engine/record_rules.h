@@ -1,5 +1,5 @@
 // What a journal's records mean to a weight: the rule with its numbers, the records it looks back at, the
-// layers that sat the step out. And the numbers that a base which is only read has beside it.
+// layers that sat the step out. And what a base that is only read has beside it.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -7,6 +7,7 @@
 
 #include "engine/method.h"
 #include "io/journal.h"
+#include "model/beside.h"
 #include "model/catch_up.h"
 #include "model/model.h"
 
@@ -35,19 +36,24 @@ class RecordRules {
   std::deque<PastScalars> past_;
 };
 
-// Numbers between fixed factors, [rank] a tensor: W = W_0 + scale u diag(c) v^T. A function of the records
-// alone, so that nothing but the journal keeps them.
-class Coefficients {
+// What lies beside a base that is only read, of all tensors. A function of the records alone, so that nothing
+// but the journal keeps it.
+class Besides {
  public:
-  Coefficients(const std::vector<TensorMethod>& methods, uint64_t run_seed);
+  Besides(const std::vector<TensorMethod>& methods, const std::vector<ParameterSpec>& parameters,
+          FactorSource& factors, uint64_t run_seed);
   void apply(const PendingRecord& record);
-  const float* of(uint32_t tensor_id) const;  // nullptr: it has none
-  std::vector<float>& values(uint32_t tensor_id) { return values_[tensor_id]; }
+  const Beside* of(uint32_t tensor_id) const;  // nullptr: it has none
+  Beside& at(uint32_t tensor_id) { return all_[tensor_id]; }
 
  private:
+  void add_rows(uint32_t id, const PendingRecord& r, float* block);
+
   const std::vector<TensorMethod>& methods_;
+  const std::vector<ParameterSpec>& parameters_;
+  FactorSource& factors_;
   uint64_t run_seed_;
-  std::vector<std::vector<float>> values_;  // [n_tensors]
+  std::vector<Beside> all_;  // [n_tensors]
   std::vector<Track> tracks_;
 };
 

@@ -47,6 +47,7 @@ Json parts_of(const MethodConfig& m) {
   p.set("rank", m.rank);
   p.set("refresh", m.refresh);
   p.set("only_reads", m.only_reads);
+  p.set("rank_cap", m.rank_cap);
   p.set("plan", plan_name(m.plan));
   p.set("estimator", estimator_name(m.estimator));
   p.set("over_eps", m.over_eps);
@@ -79,6 +80,7 @@ void read_parts(const Json& p, const char* where, MethodConfig* m) {
   m->rank = integer("rank");
   m->refresh = integer("refresh");
   m->only_reads = truth("only_reads");
+  m->rank_cap = integer("rank_cap");
   m->plan = plan_from_name(text("plan"));
   m->estimator = estimator_from_name(text("estimator"));
   m->over_eps = truth("over_eps");
@@ -237,9 +239,11 @@ std::string support_difference(const RunHeader& a, const RunHeader& b, uint32_t 
                : "seed " + std::to_string(a.seed) + ", it was drawn with " + std::to_string(b.seed);
   };
   if (a.method.kind != b.method.kind) return "method " + a.method.kind + ", it was made by " + b.method.kind;
-  if (a.method.has_coefficients()) {
+  if (a.method.lies_beside()) {
     if (a.method.low_rank != b.method.low_rank || a.method.rank != b.method.rank)
       return "rank " + std::to_string(a.method.rank) + ", it has " + std::to_string(b.method.rank);
+    if (a.method.refresh != b.method.refresh)
+      return "refresh " + std::to_string(a.method.refresh) + ", it has " + std::to_string(b.method.refresh);
     if (a.method.noise != b.method.noise)
       return std::string("noise ") + noise_name(a.method.noise) + ", it has " + noise_name(b.method.noise);
     return seeds();

@@ -101,7 +101,7 @@ std::string adapter_config(const std::string& model_dir, const AdapterInfo& info
 AdapterInfo Engine::export_shira(const std::string& path) {
   Impl& m = *impl_;
   check<ArgumentError>(
-      !m.header.method.has_coefficients(), "export",
+      !m.header.method.lies_beside(), "export",
       "a low-rank change of whole matrices, expected single values that changed; merge writes "
       "such a model");
   NewFolder folder(path);

@@ -145,6 +145,11 @@ struct Kernels {
   void (*gemm)(Compute, const void* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
                float alpha, Epilogue, float* c, int64_t ldc);
 
+  // C = A X of Compute::f32 where every sum is one chain of fma over k, from 0, in every set: what changes
+  // weights must have the same bits everywhere.
+  void (*exact_gemm)(const float* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
+                     float* c, int64_t ldc);
+
   // y = x / sqrt(mean(x^2) + eps) * gain, over features, for token columns of panels [panel0, panel0 +
   // n_panels).
   void (*rms_norm)(const float* x, int64_t ld, int64_t d, const float* gain, float eps, int64_t panel0,

@@ -22,6 +22,7 @@ const Kernels* scalar_kernels() {
       .noise = reference::noise,
       .pack = reference::pack,
       .gemm = reference::gemm,
+      .exact_gemm = reference::exact_gemm,
       .rms_norm = reference::rms_norm,
       .rope = reference::rope,
       .attention = reference::attention,

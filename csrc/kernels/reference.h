@@ -17,6 +17,8 @@ int64_t operand_ld(Compute, int64_t k);
 int64_t packed_bytes(Compute, int64_t k, int64_t n_panels);
 void pack(Compute compute, const float* x, int64_t ld, int64_t k, int64_t panel0, int64_t n_panels,
           void* packed);
+void exact_gemm(const float* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels, float* c,
+                int64_t ldc);
 void gemm(Compute, const void* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
           float alpha, Epilogue epilogue, float* c, int64_t ldc);
 

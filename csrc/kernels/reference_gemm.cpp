@@ -54,6 +54,21 @@ void rms_norm_pack(Compute compute, const float* x, int64_t ld, int64_t k, const
   }
 }
 
+void exact_gemm(const float* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels, float* c,
+                int64_t ldc) {
+  for (int64_t row = 0; row < n_rows; ++row) {
+    for (int64_t panel = 0; panel < n_panels; ++panel) {
+      const float* b = static_cast<const float*>(packed) + panel * k * kLanes;
+      float* const sum = c + row * ldc + panel * kLanes;
+      for (int64_t t = 0; t < kLanes; ++t) sum[t] = 0;
+      for (int64_t i = 0; i < k; ++i) {
+        for (int64_t t = 0; t < kLanes; ++t)
+          sum[t] = __builtin_fmaf(strip[row * k + i], b[i * kLanes + t], sum[t]);
+      }
+    }
+  }
+}
+
 void gemm(Compute, const void* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
           float alpha, Epilogue epilogue, float* c, int64_t ldc) {
   for (int64_t row = 0; row < n_rows; ++row) {

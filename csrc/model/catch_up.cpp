@@ -199,7 +199,7 @@ void CatchUp::apply_low_rank(const UpdateJob& job, const PendingRecord& r, const
     const int64_t k = std::min(most, n_rows - done);
     row_factors(r, l, row0 + done, k, first_rows, adam ? second_rows : nullptr);
     const auto product = [&](const float* rows, const Pages& v, float* out) {
-      kernels_->gemm(Compute::f32, rows, k, rank, v.get(), n_panels, 1.0f, Epilogue::store, out, ldc);
+      kernels_->exact_gemm(rows, k, rank, v.get(), n_panels, out, ldc);
     };
     product(first_rows, columns.v, change);
     if (adam) {

@@ -1,5 +1,7 @@
 #include "model/factors.h"
 
+#include <iterator>
+
 #include "format/half.h"
 
 namespace smezo {
@@ -51,11 +53,16 @@ std::shared_ptr<const Factors> FactorSource::of(const LowRank& d, uint32_t id, i
     return std::make_shared<const Factors>(d, run_seed_, id, m, n, epoch, kernels_, pool_);
   };
   if (d.kind != LowRankKind::uzv) return made();
-  std::shared_ptr<const Factors>& kept = kept_[id];
-  if (kept && kept->epoch() == epoch) return kept;
+  if (const auto found = kept_.find({id, epoch}); found != kept_.end()) return found->second;
   const std::shared_ptr<const Factors> fresh = made();
-  // Records are applied up to the newest epoch: an older one is not asked for again.
-  if (!kept || kept->epoch() < epoch) kept = fresh;
+  const auto newest = kept_.upper_bound({id, UINT32_MAX});
+  const bool is_newer = newest == kept_.begin() || std::prev(newest)->first.first != id ||
+                        std::prev(newest)->first.second < epoch;
+  if (keeps_all_ || is_newer) {
+    // Records are applied up to the newest epoch: an older one is not asked for again.
+    if (!keeps_all_) kept_.erase(kept_.lower_bound({id, 0}), newest);
+    kept_[{id, epoch}] = fresh;
+  }
   return fresh;
 }
 

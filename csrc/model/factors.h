@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/threads.h"
@@ -46,8 +47,9 @@ class Factors {
 
 class FactorSource {
  public:
-  FactorSource(uint64_t run_seed, const Kernels& kernels, ThreadPool& pool)
-      : run_seed_(run_seed), kernels_(kernels), pool_(pool) {}
+  // keeps_all: every epoch's stay, not only the newest.
+  FactorSource(uint64_t run_seed, const Kernels& kernels, ThreadPool& pool, bool keeps_all)
+      : run_seed_(run_seed), kernels_(kernels), pool_(pool), keeps_all_(keeps_all) {}
   // Not inside a parallel region.
   std::shared_ptr<const Factors> of(const LowRank& d, uint32_t tensor_id, int64_t m, int64_t n,
                                     uint32_t epoch);
@@ -56,7 +58,8 @@ class FactorSource {
   uint64_t run_seed_;
   const Kernels& kernels_;
   ThreadPool& pool_;
-  std::map<uint32_t, std::shared_ptr<const Factors>> kept_;
+  bool keeps_all_;
+  std::map<std::pair<uint32_t, uint32_t>, std::shared_ptr<const Factors>> kept_;  // by tensor and epoch
 };
 
 }  // namespace smezo

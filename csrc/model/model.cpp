@@ -73,6 +73,7 @@ ForwardShape shape_of(const VisitContext& c, const Store& store, int64_t embeddi
   for (const TensorMethod& m : *c.methods) {
     if (!m.trained || !m.low_rank) continue;
     s.low_rank = m.low_rank;
+    s.most_rank = m.most_rank;
     s.updates_by_factors = !m.only_read;
     break;
   }

@@ -24,6 +24,7 @@ struct Branch {
 };
 
 class CatchUp;       // catch_up.h
+struct Beside;       // beside.h
 class FactorSource;  // factors.h
 
 // How one tensor is perturbed and updated; made by the engine from the method, looked up by tensor id.
@@ -32,6 +33,7 @@ struct TensorMethod {
   NoiseKind noise = NoiseKind::gaussian8;
   Mask mask;
   LowRank low_rank;
+  int most_rank = 0;  // of it and what may lie beside a base that is only read
   RuleKind rule = RuleKind::sgd;
   int layer = -1;          // of the decoder, where whole layers sit steps out; -1: takes part in all
   bool only_read = false;  // its weight stays the base's: an index set, or coefficients, lie beside it
@@ -69,9 +71,7 @@ struct VisitContext {
   const std::vector<TensorMethod>* methods = nullptr;  // [n_tensors]
   std::vector<bool> resting;                           // [n_layers] at this step; empty: none
   FactorSource* factors = nullptr;
-  // Over a base that is only read: what training has made of the numbers between a tensor's factors
-  // (middle_of).
-  std::function<const float*(uint32_t tensor_id)> coefficients;
+  std::function<const Beside*(uint32_t tensor_id)> beside;  // nullptr: a tensor has none
   // Records to apply to a trained tensor before it is used. The model calls `caught_up(id)` when every row of
   // the tensor has had them; the engine then moves the tensor's watermark. Empty when there is nothing to do.
   std::function<CatchUp(uint32_t tensor_id)> catch_up;

@@ -14,18 +14,19 @@ int64_t operand_row_bytes(const Kernels& kernels, Compute compute, int64_t k) {
   return kernels.operand_ld(compute, k) * plane_element_bytes(kernels.operand_dtype(compute));
 }
 
-// bf16 numbers as a row of an operand, padded with zeros.
-void put_row(const Kernels& kernels, Compute compute, const float* values, int64_t k, char* row) {
-  std::memset(row, 0, static_cast<size_t>(operand_row_bytes(kernels, compute, k)));
-  if (kernels.operand_dtype(compute) == DType::F32) {
-    std::memcpy(row, values, static_cast<size_t>(k) * sizeof(float));
-  } else {
-    uint16_t* const to = reinterpret_cast<uint16_t*>(row);
-    for (int64_t i = 0; i < k; ++i) to[i] = f32_to_bf16(values[i]);
+// A row of an operand, rounded to what products take, padded with zeros from k on.
+void put_row(const Kernels& kernels, Compute compute, const float* values, int64_t k, int64_t ld, char* row) {
+  const bool is_float = kernels.operand_dtype(compute) == DType::F32;
+  std::memset(row + k * (is_float ? 4 : 2), 0, static_cast<size_t>((ld - k) * (is_float ? 4 : 2)));
+  for (int64_t i = 0; i < k; ++i) {
+    if (is_float)
+      reinterpret_cast<float*>(row)[i] = compute == Compute::bf16 ? round_bf16(values[i]) : values[i];
+    else
+      reinterpret_cast<uint16_t*>(row)[i] = f32_to_bf16(values[i]);
   }
 }
 
-// out = M p over columns, [rank][kBlockLd].
+// out = M p over columns, [rank][kBlockLd]; one number in the middle: times it.
 void times_middle(const LowRank& d, const std::vector<float>& middle, const float* p, int64_t n_columns,
                   float* out) {
   for (int s = 0; s < d.rank; ++s) {
@@ -62,62 +63,114 @@ int64_t SideProduct::bytes(const Kernels& kernels, Compute compute, int rank, in
   return p.arena_.used_bytes();
 }
 
-// Of the branch's direction and the coefficients, scaled.
-std::vector<float> SideProduct::middle_of_branch(const VisitContext& c, const Branch& b) const {
-  const LowRank& d = factors_->direction();
-  const bool rests = c.rests((*c.methods)[static_cast<size_t>(id_)]);
-  const float step = rests ? 0.0f : static_cast<float>(b.sign) * b.eps, scale = factors_->scale();
-  if (d.kind == LowRankKind::uv) return {step * scale};
-  std::vector<float> out = factors_->middle(c.step, static_cast<uint32_t>(b.query));
+// What is between the factors of a term for a branch, scaled.
+std::vector<float> SideProduct::middle_of_branch(const Term& t, const Branch& b) const {
+  const LowRank& d = t.factors->direction();
+  const float step = rests_ || !t.moves ? 0.0f : static_cast<float>(b.sign) * b.eps;
+  if (t.by_rows()) return {1.0f};
+  if (d.kind == LowRankKind::uv) return {step * t.factors->scale()};
+  std::vector<float> out(static_cast<size_t>(d.n_middle()), 0.0f);
+  if (step != 0) out = t.factors->middle(context_->step, static_cast<uint32_t>(b.query));
   for (size_t i = 0; i < out.size(); ++i)
-    out[i] = scale * __builtin_fmaf(step, out[i], coefficients_ ? coefficients_[i] : 0.0f);
+    out[i] = t.factors->scale() * __builtin_fmaf(step, out[i], t.values ? t.values[i] : 0.0f);
   return out;
 }
 
-void SideProduct::fill_columns(const VisitContext& c, int64_t n) {
-  const int64_t row_bytes = operand_row_bytes(*c.kernels, c.compute, n);
-  c.pool->run(factors_->direction().rank, [&](int64_t s, int) {
+// A term for every block, and the direction of this step: in its epoch's term, or (uv: another u) one of its
+// own.
+void SideProduct::find_terms(uint32_t id, int64_t m, int64_t n) {
+  const VisitContext& c = *context_;
+  const LowRank& d = (*c.methods)[id].low_rank;
+  const Beside* const beside = c.beside ? c.beside(id) : nullptr;
+  const bool moves =
+      !rests_ && std::any_of(c.branches.begin(), c.branches.end(), [](const Branch& b) { return b.eps > 0; });
+  const uint32_t now = epoch_of(d, c.step);
+  const auto factors = [&](uint32_t epoch) { return c.factors->of(d, id, m, n, epoch); };
+  terms_.clear();
+  bool there = false;
+  for (uint32_t e = 0; beside && e < static_cast<uint32_t>(beside->n_blocks()); ++e) {
+    const bool mine = moves && e == now && d.kind != LowRankKind::uv;
+    there |= mine;
+    terms_.push_back({factors(e), beside->block(e), mine});
+  }
+  if (moves && !there) terms_.push_back({factors(now), nullptr, true});
+  rank_ = static_cast<int>(terms_.size()) * d.rank;
+  const bool always = beside && beside->n_blocks() > 0;
+  has_.clear();
+  for (const Branch& b : c.branches) has_.push_back(always || (moves && b.eps > 0));
+}
+
+void SideProduct::fill_columns(int64_t n) {
+  const VisitContext& c = *context_;
+  const int rank = terms_[0].factors->direction().rank;
+  const int64_t row_bytes = operand_row_bytes(*c.kernels, c.compute, n),
+                ld = c.kernels->operand_ld(c.compute, n);
+  c.pool->run(rank_, [&](int64_t s, int) {
     std::vector<float> column(static_cast<size_t>(n));
-    factors_->v_column(static_cast<int>(s), column.data());
-    put_row(*c.kernels, c.compute, column.data(), n, columns_ + s * row_bytes);
+    terms_[static_cast<size_t>(s / rank)].factors->v_column(static_cast<int>(s % rank), column.data());
+    put_row(*c.kernels, c.compute, column.data(), n, ld, columns_ + s * row_bytes);
   });
 }
 
 void SideProduct::prepare(const VisitContext& c, uint32_t id, int64_t m, int64_t n,
                           const std::vector<void*>& x, int64_t n_panels) {
-  const TensorMethod& method = (*c.methods)[id];
-  const LowRank& d = method.low_rank;
   context_ = &c;
   id_ = id;
-  coefficients_ = c.coefficients ? c.coefficients(id) : nullptr;
-  has_.clear();
-  for (const Branch& b : c.branches) has_.push_back(coefficients_ || (b.eps > 0 && !c.rests(method)));
-  if (std::find(has_.begin(), has_.end(), true) == has_.end()) return clear();
-  factors_ = c.factors->of(d, id, m, n, epoch_of(d, c.step));
+  rests_ = c.rests((*c.methods)[id]);
+  find_terms(id, m, n);
+  if (terms_.empty()) return;
 
   const Kernels& kernels = *c.kernels;
   const int64_t n_branches = static_cast<int64_t>(c.branches.size());
   arena_.begin();
-  plan(kernels, c.compute, d.rank, n, n_panels, n_branches, c.pool->size());
+  plan(kernels, c.compute, rank_, n, n_panels, n_branches, c.pool->size());
   arena_.commit();
-  plan(kernels, c.compute, d.rank, n, n_panels, n_branches, c.pool->size());
-  fill_columns(c, n);
-  std::vector<std::vector<float>> middles;
-  for (const Branch& b : c.branches) middles.push_back(middle_of_branch(c, b));
+  plan(kernels, c.compute, rank_, n, n_panels, n_branches, c.pool->size());
+  fill_columns(n);
+  std::vector<std::vector<std::vector<float>>> middles;  // [branch][term]
+  for (const Branch& b : c.branches) {
+    middles.emplace_back();
+    for (const Term& t : terms_) middles.back().push_back(middle_of_branch(t, b));
+  }
   const int64_t n_blocks = (n_panels + kBlockPanels - 1) / kBlockPanels;
   c.pool->run(n_branches * n_blocks, [&](int64_t item, int thread) {
-    const size_t b = static_cast<size_t>(item / n_blocks);
+    const size_t b = static_cast<size_t>(item / n_blocks), two = 2 * static_cast<size_t>(thread);
     if (!has_[b]) return;
     const int64_t p0 = item % n_blocks * kBlockPanels, np = std::min(kBlockPanels, n_panels - p0);
-    float *const p = sums_[2 * static_cast<size_t>(thread)], *const q =
-                                                                 sums_[2 * static_cast<size_t>(thread) + 1];
-    kernels.gemm(c.compute, columns_, d.rank, n,
+    float *const p = sums_[two], *const q = sums_[two + 1];
+    kernels.gemm(c.compute, columns_, rank_, n,
                  static_cast<const char*>(x[b]) + kernels.packed_bytes(c.compute, n, p0), np, 1.0f,
                  Epilogue::store, p, kBlockLd);
-    times_middle(d, middles[b], p, np * kLanes, q);
-    kernels.pack(c.compute, q, kBlockLd, d.rank, 0, np,
-                 packed_[b] + kernels.packed_bytes(c.compute, d.rank, p0));
+    for (size_t t = 0; t < terms_.size(); ++t) {
+      const LowRank& d = terms_[t].factors->direction();
+      const int64_t at = static_cast<int64_t>(t) * d.rank * kBlockLd;
+      times_middle(d, middles[b][t], p + at, np * kLanes, q + at);
+    }
+    kernels.pack(c.compute, q, kBlockLd, rank_, 0, np,
+                 packed_[b] + kernels.packed_bytes(c.compute, rank_, p0));
   });
+}
+
+// u of all terms side by side.
+void SideProduct::make_rows(FactorStrip& strip, int64_t row0, int64_t n_rows, int query) const {
+  const VisitContext& c = *context_;
+  const int64_t row_bytes = operand_row_bytes(*c.kernels, c.compute, rank_),
+                ld = c.kernels->operand_ld(c.compute, rank_);
+  const int rank = terms_[0].factors->direction().rank;
+  const size_t size = static_cast<size_t>(n_rows * rank);
+  std::vector<float> rows(static_cast<size_t>(n_rows * rank_)), u(size);
+  for (size_t t = 0; t < terms_.size(); ++t) {
+    const float* from = u.data();
+    if (terms_[t].by_rows())
+      from = terms_[t].values + row0 * rank;
+    else
+      terms_[t].factors->u_rows(row0, n_rows, c.step, static_cast<uint32_t>(query), u.data());
+    for (int64_t i = 0; i < n_rows; ++i)
+      std::copy_n(from + i * rank, rank, rows.data() + i * rank_ + static_cast<int64_t>(t) * rank);
+  }
+  for (int64_t i = 0; i < n_rows; ++i)
+    put_row(*c.kernels, c.compute, rows.data() + i * rank_, rank_, ld, strip.memory + i * row_bytes);
+  strip.query = query;
 }
 
 void SideProduct::add(FactorStrip& strip, int64_t row0, int64_t n_rows, int branch, int64_t panel0,
@@ -126,22 +179,11 @@ void SideProduct::add(FactorStrip& strip, int64_t row0, int64_t n_rows, int bran
   if (!has_[b]) return;
   const VisitContext& c = *context_;
   const Kernels& kernels = *c.kernels;
-  const LowRank& d = factors_->direction();
-  const int query = d.kind == LowRankKind::uv ? c.branches[b].query : 0;
-  if (strip.query != query) {
-    const int64_t row_bytes = operand_row_bytes(kernels, c.compute, d.rank);
-    constexpr int64_t kRows = 48;
-    float rows[kRows * kMaxRank];
-    for (int64_t done = 0; done < n_rows; done += kRows) {
-      const int64_t k = std::min(kRows, n_rows - done);
-      factors_->u_rows(row0 + done, k, c.step, static_cast<uint32_t>(query), rows);
-      for (int64_t i = 0; i < k; ++i)
-        put_row(kernels, c.compute, rows + i * d.rank, d.rank, strip.memory + (done + i) * row_bytes);
-    }
-    strip.query = query;
-  }
-  kernels.gemm(c.compute, strip.memory, n_rows, d.rank,
-               packed_[b] + kernels.packed_bytes(c.compute, d.rank, panel0), n_panels, 1.0f, Epilogue::add,
+  const bool by_query = terms_.back().moves && terms_[0].factors->direction().kind == LowRankKind::uv;
+  const int query = by_query ? c.branches[b].query : 0;
+  if (strip.query != query) make_rows(strip, row0, n_rows, query);
+  kernels.gemm(c.compute, strip.memory, n_rows, rank_,
+               packed_[b] + kernels.packed_bytes(c.compute, rank_, panel0), n_panels, 1.0f, Epilogue::add,
                out, ld);
 }
 

@@ -1,12 +1,14 @@
-// What low rank adds to a product without touching its weight: y_b += u (M_b (v^T x_b)), where M_b holds the
-// branch's own direction and, over a base that is only read, what training has changed (the coefficients).
-// All branches share the weight's one operand.
+// What low rank adds to a product without touching its weight: y_b += sum over terms of u (M_b (v^T x_b)). A
+// term is the branch's own direction, or what training has made beside a base that is only read (beside.h).
+// All branches share the weight's one operand; the terms' factors lie side by side, so that there is one
+// product with v and one with u.
 #pragma once
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "model/arena.h"
+#include "model/beside.h"
 #include "model/factors.h"
 #include "model/model.h"
 
@@ -21,33 +23,41 @@ struct FactorStrip {
 
 class SideProduct {
  public:
-  bool is_of(int64_t id) const { return id_ == id && factors_ != nullptr; }
-  // M_b (v^T x_b) of all branches, packed; x: [n_branches] packed activations of n features. One parallel
-  // region.
+  bool is_of(int64_t id) const { return id_ == id && !terms_.empty(); }
+  // M_b (v^T x_b) of all branches, packed; x: [n_branches] packed activations of n features.
   void prepare(const VisitContext& context, uint32_t id, int64_t m, int64_t n, const std::vector<void*>& x,
                int64_t n_panels);
-  void clear() { factors_.reset(); }
+  void clear() { terms_.clear(); }
   // out [n_rows][ld] += rows [row0, row0 + n_rows) of the product; out begins with the columns of panel0. Any
   // thread.
   void add(FactorStrip& strip, int64_t row0, int64_t n_rows, int branch, int64_t panel0, int64_t n_panels,
            float* out, int64_t ld) const;
-  // At most, for a product of n features in all.
+  // At most, for a product of n features in all; rank: of all terms.
   static int64_t bytes(const Kernels& kernels, Compute compute, int rank, int64_t n, int64_t n_panels,
                        int64_t n_branches, int n_threads);
 
  private:
-  void fill_columns(const VisitContext& context, int64_t n);
-  std::vector<float> middle_of_branch(const VisitContext& context, const Branch& branch) const;
+  struct Term {
+    std::shared_ptr<const Factors> factors;
+    const float* values;  // of a block; nullptr: none
+    bool moves;           // has the branch's own direction
+    bool by_rows() const { return values && factors->direction().kind == LowRankKind::uv; }
+  };
+  void find_terms(uint32_t id, int64_t m, int64_t n);
+  void fill_columns(int64_t n);
+  void make_rows(FactorStrip& strip, int64_t row0, int64_t n_rows, int query) const;
+  std::vector<float> middle_of_branch(const Term& term, const Branch& branch) const;
   void plan(const Kernels& kernels, Compute compute, int rank, int64_t n, int64_t n_panels,
             int64_t n_branches, int n_threads);
 
   int64_t id_ = -1;
-  std::shared_ptr<const Factors> factors_;
   const VisitContext* context_ = nullptr;
+  std::vector<Term> terms_;
+  int rank_ = 0;           // of all terms
+  bool rests_ = false;     // no branch moves
   std::vector<bool> has_;  // [n_branches]
-  const float* coefficients_ = nullptr;
   Arena arena_;
-  char* columns_ = nullptr;    // v as an operand, [rank][operand_ld(n)]
+  char* columns_ = nullptr;    // v of all terms as an operand, [rank][operand_ld(n)]
   std::vector<char*> packed_;  // one a branch
   std::vector<float*> sums_;   // two a thread, [rank][kBlockLd]
 };

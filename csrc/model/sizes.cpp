@@ -45,7 +45,7 @@ static int64_t low_rank_bytes(const ModelConfig& c, const Batch& batch, const Fo
   constexpr int64_t kTogether = 3;
   const int64_t k = std::max({c.hidden_size, c.intermediate_size, c.n_heads * c.head_dim});
   const int64_t n_panels = panels_of(static_cast<int64_t>(batch.tokens.size()));
-  int64_t n = kTogether * SideProduct::bytes(*shape.kernels, shape.compute, shape.low_rank.rank, k, n_panels,
+  int64_t n = kTogether * SideProduct::bytes(*shape.kernels, shape.compute, shape.most_rank, k, n_panels,
                                              shape.n_branches, shape.n_threads);
   if (shape.updates_by_factors)
     n += kTogether * CatchUp::bytes(*shape.kernels, shape.low_rank, k) +

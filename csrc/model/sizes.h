@@ -18,6 +18,7 @@ struct ForwardShape {
   // What a row of the embedding is read into (Store::rows); 0: it is at hand.
   int64_t row_bytes = 0;
   LowRank low_rank;                 // of what trains
+  int most_rank = 0;                // with what may lie beside the base
   bool updates_by_factors = false;  // low rank, and its records change working copies
 };
 

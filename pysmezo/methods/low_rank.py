@@ -18,12 +18,31 @@ class _LowRank(Method):
 
 
 @dataclass(frozen=True)
-class LOZO(_LowRank):
+class _Refreshed(_LowRank):
+    """only_reads: the base stays as it is, quantized or not, and what each epoch of factors has added up piles up beside it, to a rank of
+    `rank_cap` in all: refresh * rank_cap / rank steps, after which a step is refused. Else weights are updated at every step."""
+
+    only_reads: bool = False
+    rank_cap: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.refresh < 1:
+            raise ArgumentError(f"[{type(self).__name__}] refresh {self.refresh}, expected at least 1 step")
+        if self.only_reads and not self.rank <= self.rank_cap <= 256:
+            raise ArgumentError(
+                f"[{type(self).__name__}] rank_cap {self.rank_cap} over a base that is only read, expected {self.rank} to 256: the rank"
+                " that may pile up"
+            )
+
+
+@dataclass(frozen=True)
+class LOZO(_Refreshed):
     """Z = U V^T / sqrt(rank) with U of a step and V of `refresh` steps (Chen et al. 2024, arXiv 2410.07698, algorithm 1).
 
     E||Z||^2 = m n, so lr and eps mean what they mean for MeZO: the paper's form, which perturbs with U V^T and updates with U V^T / rank, is
     this at eps * sqrt(rank); its released code leaves the 1 / rank out, which is this at lr * rank. rule="momentum" (LOZO-M, section 3.3)
-    averages U's side, [m, rank] a matrix, and turns it when V is drawn anew.
+    averages U's side, [m, rank] a matrix, and turns it when V is drawn anew. only_reads, rank_cap: see _Refreshed.
     """
 
     rank: int = 2
@@ -43,12 +62,12 @@ class LOZOMomentum(LOZO):
 
 
 @dataclass(frozen=True)
-class SubZero(_LowRank):
+class SubZero(_Refreshed):
     """Z = sqrt(m n) / rank U Z' V^T with orthonormal U, V of `refresh` steps and Z' [rank, rank] of a step (Yu et al. 2024, arXiv
     2410.08989, equations 5 and 6).
 
     Given U and V the estimate is m n / rank^2 times the gradient's projection on their spans; over their law it is the gradient. The factors
-    are kept between steps, 2 rank (m + n) bytes a matrix, and made anew in the time of some steps.
+    are kept between steps, 2 rank (m + n) bytes a matrix, and made anew in the time of some steps. only_reads, rank_cap: see _Refreshed.
     """
 
     rank: int = 16

@@ -70,7 +70,7 @@ struct Tiny {
     context.step = 3;
     context.branches = branches;
     context.methods = &methods;
-    FactorSource factors(context.run_seed, *context.kernels, pool);
+    FactorSource factors(context.run_seed, *context.kernels, pool, false);
     context.factors = &factors;
     context.catch_up = [&](uint32_t id) {
       const TensorRequest& r = store->request(id);

@@ -31,6 +31,12 @@ static void produce(const OperandJob& job, int64_t row0, int64_t n_rows, void* p
                                                                  row0, n_rows, plus, minus);
 }
 
+static void exact_gemm(const float* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
+                       float* c, int64_t ldc) {
+  gemm_strip<FloatProduct>(strip, operand_ld(Compute::f32, k), n_rows, k, static_cast<const float*>(packed),
+                           n_panels, 1.0f, Epilogue::store, c, ldc);
+}
+
 template <class Pairs>
 static void gemm(Compute compute, const void* strip, int64_t n_rows, int64_t k, const void* packed,
                  int64_t n_panels, float alpha, Epilogue epilogue, float* c, int64_t ldc) {
@@ -61,6 +67,7 @@ static constexpr Kernels table_named(const char* name) {
           .noise = noise_range,
           .pack = pack,
           .gemm = gemm<Pairs>,
+          .exact_gemm = exact_gemm,
           .rms_norm = rms_norm,
           .rope = rope,
           .attention = attention,
