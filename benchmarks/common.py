@@ -142,6 +142,16 @@ def rows(file: str) -> list[dict]:
     return found
 
 
+def earlier(file: str, where: dict, isa: str) -> dict[str, dict]:
+    """What rows of the file measured on a machine like this one, by row; of one name the newest."""
+    same = ("cpu", "cores", "memory_gib")
+    return {
+        r["row"]: r["measured"]
+        for r in rows(file)
+        if "row" in r and r["isa"] == isa and all(r["machine"].get(k) == where.get(k) for k in same)
+    }
+
+
 def finish(name: str, result: dict, as_json: bool) -> None:
     """Appends the result to results/NAME.jsonl and shows it."""
     append(f"{name}.jsonl", {"date": datetime.date.today().isoformat(), **result})

@@ -98,16 +98,6 @@ def growth_target(found: dict[str, dict]) -> dict:
     )
 
 
-def earlier(where: dict, isa: str) -> dict[str, dict]:
-    """Rows of the file that were measured on a machine like this one; of one name the newest."""
-    same = ("cpu", "cores", "memory_gib")
-    return {
-        r["row"]: r["measured"]
-        for r in common.rows(FILE)
-        if "row" in r and r["isa"] == isa and all(r["machine"].get(k) == where.get(k) for k in same)
-    }
-
-
 def measure(bench: Bench, rows: list[Row], done: dict[str, dict], isa: str, save: bool) -> dict[str, dict]:
     found = {row.name: done[row.name] for row in rows if row.name in done}
     left = [row for row in rows if row.name not in found]
@@ -158,7 +148,7 @@ def main() -> None:
     folder = a.models or common.cache_dir("streaming")
     bench = Bench(streaming_models.Models(folder.resolve(), a.demo, a.keep_models), a.threads, a.pairs)
     where, isa = common.machine(), common.isa()
-    done = {} if a.again or a.layers else earlier(where, isa)
+    done = {} if a.again or a.layers else common.earlier(FILE, where, isa)
     found = measure(bench, rows, done, isa, save=not a.layers)
     result = {"machine": where, "isa": isa, "threads": a.threads, "rows": found}
     result["targets"] = [] if a.layers else targets(rows, found)

@@ -15,10 +15,11 @@ import numpy as np
 import tiny_llama
 from safetensors.numpy import save_file
 
-from pysmezo import LargestMask, MeZO, RandomMask, Runtime, Sensitive, SparseMeZO, _core
+from pysmezo import LargestMask, MeZO, RandomMask, Runtime, Sensitive, SparseMeZO, _core, methods
 
 FOLDER = Path(__file__).parent / "golden" / "runs"
 CONFIG = tiny_llama.config(hidden=32, layers=1, heads=4, kv_heads=2, inner=48, vocab=40, tied=True)
+DEEP = tiny_llama.config(hidden=32, layers=4, heads=4, kv_heads=2, inner=48, vocab=40, tied=True)
 INDEX_OF = "model.layers.0.mlp.down_proj.weight"
 STEPS = 4
 # name -> (base, method, options); "index" stands for the index file.
@@ -32,23 +33,48 @@ METHODS = {
     "sparse-mezo-nf4": ("nf4", SparseMeZO(sparsity=0.75, weight_decay=0.5), {}),
     "sensitive": ("nf4", Sensitive(fraction=0.05), {}),
     "sensitive-index": ("int8", "index", {"operand": "split"}),
+    "mazo": ("nf4", methods.MaZO(fraction=0.1), {}),
+    "lezo": ("deep", methods.LeZO(drop=0.5, trains="all"), {}),
+    "one-sided": ("bf16", methods.OneSided(queries=3), {}),
+    "fzoo": ("bf16", methods.FZOO(queries=3), {}),
+    "zo-sign": ("bf16", methods.ZOSign(queries=2), {"values": "fp32"}),
+    "hizoo": ("fp32", methods.HiZOO(smoothing=2.0**-10), {}),
+    "momentum": ("bf16", methods.SparseMeZO(sparsity=0.5, rule="momentum", queries=2), {}),
+    "adam": ("bf16", methods.MeZOAdam(trains="all", weight_decay=0.5), {}),
+    "adam-window": ("bf16", methods.MeZOAdam(window=2, noise="gaussian"), {}),
+    "adam-index-set": ("int8", methods.Sensitive(fraction=0.05, rule="adam"), {}),
+    "lozo": ("bf16", methods.LOZO(rank=2, refresh=2, queries=2, weight_decay=0.25), {}),
+    "lozo-beside": ("nf4", methods.LOZO(rank=2, refresh=2, only_reads=True, rank_cap=4), {}),
+    "lozo-m": ("bf16", methods.LOZOMomentum(rank=3, refresh=2, noise="rademacher"), {"values": "fp32"}),
+    "subzero": ("bf16", methods.SubZero(rank=3, refresh=2, queries=2), {}),
+    "subzero-beside": ("int8", methods.SubZero(rank=3, refresh=2, only_reads=True, rank_cap=6), {}),
+    "tezo": ("nf4", methods.TeZO(rank=4, queries=2), {}),
+    "tezo-m": ("bf16", methods.TeZOMomentum(rank=4, noise="gaussian"), {}),
+    "tezo-adam": ("bf16", methods.TeZOAdam(rank=4), {}),
+    "tezo-adam-c": ("nf4", methods.TeZOAdamC(rank=4), {}),
 }
 
 
-def bases(folder: Path) -> dict[str, Path]:
-    """{format: folder}, of weights that integers make, so that they are the same with every library and machine."""
+def made(config: dict) -> dict[str, np.ndarray]:
     weights, state = {}, 12345
-    for name, w in tiny_llama.random_weights(CONFIG).items():
+    for name, w in tiny_llama.random_weights(config).items():
         values = []
         for _ in range(w.size):
             state = (1103515245 * state + 12345) % 2**31
             values.append((state >> 8) % 2001 - 1000)
         weights[name] = (np.array(values, np.float32) / 4096 + (w.ndim == 1)).reshape(w.shape).astype(np.float32)
+    return weights
+
+
+def bases(folder: Path) -> dict[str, Path]:
+    """{format: folder}, of weights that integers make, so that they are the same with every library and machine."""
+    weights = made(CONFIG)
     out = {"fp32": tiny_llama.save(folder / "fp32", CONFIG, weights)}
     out["bf16"] = tiny_llama.save(folder / "bf16", CONFIG, tiny_llama.to_bf16(weights), "BF16")
     for dtype in ("nf4", "int8"):
         out[dtype] = folder / dtype
         _core.quantize_folder(str(out["bf16"]), str(out[dtype]), dtype=dtype)
+    out["deep"] = tiny_llama.save(folder / "deep", DEEP, tiny_llama.to_bf16(made(DEEP)), "BF16")
     return out
 
 
@@ -85,8 +111,8 @@ if __name__ == "__main__":
     table = FOLDER / "weights.json"
     found = json.loads(table.read_text()) if table.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        made, index = bases(Path(folder)), index_file(Path(folder))
+        at, index = bases(Path(folder)), index_file(Path(folder))
         for name in METHODS:
             if name not in found:
-                found[name] = make(name, made, index)
+                found[name] = make(name, at, index)
     table.write_text(json.dumps(found, indent=1) + "\n")

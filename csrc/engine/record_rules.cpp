@@ -1,11 +1,19 @@
 #include "engine/record_rules.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "direction/layer_subset.h"
 
 namespace smezo {
+
+// x^n by squaring: the C library's pow is not the same everywhere.
+static double power(double x, int64_t n) {
+  double out = 1;
+  for (; n > 0; n /= 2, x *= x) {
+    if (n % 2 == 1) out *= x;
+  }
+  return out;
+}
 
 std::vector<bool> RecordRules::resting(uint32_t step) const {
   if (method_.drop == 0) return {};
@@ -15,7 +23,7 @@ std::vector<bool> RecordRules::resting(uint32_t step) const {
 // n_averaged: records whose estimates the moments hold.
 Rule RecordRules::rule_of(const Record& r, int64_t n_averaged) const {
   const auto rounded = [](double x) { return static_cast<float>(x); };
-  const double lr = static_cast<double>(r.lr), n = static_cast<double>(n_averaged);
+  const double lr = static_cast<double>(r.lr);
   Rule out;
   out.kind = method_.rule;
   out.step = r.lr;
@@ -25,8 +33,8 @@ Rule RecordRules::rule_of(const Record& r, int64_t n_averaged) const {
   out.add2 = rounded(1 - method_.beta2);
   out.delta = rounded(method_.adam_eps);
   if (method_.rule == RuleKind::adam && method_.corrected) {
-    out.step = rounded(lr / (1 - std::pow(method_.beta1, n)));
-    out.scale2 = rounded(1 / (1 - std::pow(method_.beta2, n)));
+    out.step = rounded(lr / (1 - power(method_.beta1, n_averaged)));
+    out.scale2 = rounded(1 / (1 - power(method_.beta2, n_averaged)));
   }
   if (method_.rule == RuleKind::hizoo) {
     out.step = rounded(lr * static_cast<double>(r.scalars[0]));
