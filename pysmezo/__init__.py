@@ -10,7 +10,7 @@ _HOMES = {
     "StepResult": "results",
     "Trainer": "trainer",
     **dict.fromkeys(("MeZO", "SparseMeZO", "RandomMask", "LargestMask", "Sensitive", "MaZO"), "methods"),
-    **dict.fromkeys(("OneSided", "FZOO", "ZOSign", "HiZOO", "LeZO", "LOZO", "SubZero", "TeZO"), "methods"),
+    **dict.fromkeys(("OneSided", "FZOO", "ZOSign", "HiZOO", "LeZO", "LOZO", "SubZero", "TeZO", "AdaMeZO"), "methods"),
     **dict.fromkeys(("PysmezoError", "ArgumentError", "BudgetError", "FormatError", "IoError"), "errors"),
 }
 __all__ = list(_HOMES)

@@ -295,6 +295,7 @@ ROWS = {
     "mezo-momentum, window": (methods.MeZOMomentum(window=4), Dense, 1.0),
     "mezo-adam": (methods.MeZOAdam(beta2=0.99, adam_eps=1e-4), Dense, 2.0**-4),
     "mezo-adam, window": (methods.MeZOAdam(window=5, beta1=0.7, beta2=0.9, adam_eps=1e-4), Dense, 2.0**-4),
+    "adamezo": (methods.AdaMeZO(adam_eps=1e-4), Dense, 2.0**-4),
     "hizoo": (methods.HiZOO(smoothing=2.0**-12), Curved, 1.0),
     "mazo": (methods.MaZO(fraction=0.1), LargestOfRows, 1.0),
     "lozo": (methods.LOZO(rank=3, refresh=3), Lozo, 1.0),

@@ -71,6 +71,8 @@ struct UpdateJob {
   // 1, c[0] is 1, the rule is sgd, and z of that query is this.
   const float* given = nullptr;
   int64_t ld_given = 0;
+  // Beside it, a second moment: then z is rule.step (given / sqrt(rule.scale2 second + rule.delta)).
+  const float* given_second = nullptr;
 };
 
 // A working copy beside the base that it is made from. Its support: the elements whose base value, rounded to

@@ -125,6 +125,13 @@ void CatchUp::add_low_rank(const PendingRecord& r, ThreadPool& pool, FactorSourc
   } else {
     out.middle = middle_estimate(d, tensor_.run_seed, tensor_.id, r.step, r.c);
     for (float& x : out.middle) x *= scale;
+    if (d.kind == LowRankKind::uzv) {
+      const int64_t ld = panels_of_columns(d.rank) * kLanes;
+      std::vector<float> rows(static_cast<size_t>(d.rank * ld), 0.0f);
+      for (int s = 0; s < d.rank; ++s)
+        std::copy_n(out.middle.data() + s * d.rank, d.rank, rows.data() + s * ld);
+      out.packed_middle = pack_columns(*kernels_, rows, d.rank, ld);
+    }
   }
   low_rank_.push_back(std::move(out));
 }
@@ -170,17 +177,20 @@ void CatchUp::row_factors(const PendingRecord& r, const LowRankRecord& l, int64_
     return;
   }
   factors.u_rows(row0, n_rows, r.step, 0, u.data());
+  if (d.kind == LowRankKind::uzv) {
+    const int64_t n_panels = panels_of_columns(rank), ldc = n_panels * kLanes;
+    std::vector<float> strip(static_cast<size_t>(n_rows * ld), 0.0f), out(static_cast<size_t>(n_rows * ldc));
+    for (int64_t i = 0; i < n_rows; ++i) std::copy_n(u.data() + i * rank, rank, strip.data() + i * ld);
+    kernels_->exact_gemm(strip.data(), n_rows, rank, l.packed_middle.get(), n_panels, out.data(), ldc);
+    for (int64_t i = 0; i < n_rows; ++i) std::copy_n(out.data() + i * ldc, rank, first + i * ld);
+    return;
+  }
   if (second) std::fill_n(second, n_rows * ld, 0.0f);
   for (int64_t i = 0; i < n_rows; ++i) {
     const float* const row = u.data() + i * rank;
     for (int s = 0; s < rank; ++s) {
-      const float* const middle = l.middle.data() + (d.kind == LowRankKind::uzv ? s * rank : s);
-      if (d.kind == LowRankKind::utv) {
-        first[i * ld + s] = row[s] * *middle;
-        if (second) second[i * ld + s] = row[s] * row[s] * l.second[static_cast<size_t>(s)];
-        continue;
-      }
-      for (int t = 0; t < rank; ++t) first[i * ld + t] += row[s] * middle[t];
+      first[i * ld + s] = row[s] * l.middle[static_cast<size_t>(s)];
+      if (second) second[i * ld + s] = row[s] * row[s] * l.second[static_cast<size_t>(s)];
     }
   }
 }
@@ -204,14 +214,12 @@ void CatchUp::apply_low_rank(const UpdateJob& job, const PendingRecord& r, const
     product(first_rows, columns.v, change);
     if (adam) {
       product(second_rows, columns.v_squared, second);
-      for (int64_t i = 0; i < k * ldc; ++i) {
-        const float root = __builtin_sqrtf(r.rule.scale2 * second[i] + r.rule.delta);
-        change[i] = r.rule.step * (change[i] / root);
-      }
     }
     UpdateJob part = job;
     const float one = 1.0f;
-    part.rule = Rule{};
+    part.rule = r.rule;
+    part.rule.kind = RuleKind::sgd;
+    part.given_second = adam ? second : nullptr;
     part.n_queries = 1;
     part.c = &one;
     part.given = change;

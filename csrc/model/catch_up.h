@@ -73,6 +73,7 @@ class CatchUp {
   struct LowRankRecord {
     size_t columns;
     std::vector<float> middle;  // scaled: of the step; kind uv: lr c_q, one a query
+    Pages packed_middle;        // uzv: as packed activations
     std::vector<float> second;  // scaled: of the second moment
     std::vector<float> turn;    // uv with moments: [rank, rank] that takes them to a new epoch; empty: none
   };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adamezo import AdaMeZO
 from .base import Method
 from .described import described_by_delta, described_by_journal
 from .index_sets import MaZO, Sensitive
@@ -11,7 +12,7 @@ from .mezo import FZOO, HiZOO, LeZO, MeZO, MeZOAdam, MeZOMomentum, OneSided, ZOS
 from .table import METHODS, from_dict
 
 __all__ = [
-    "FZOO", "LOZO", "METHODS", "HiZOO", "LOZOMomentum", "LargestMask", "LeZO", "MaZO", "MeZO", "MeZOAdam", "MeZOMomentum", "Method",
+    "FZOO", "LOZO", "METHODS", "AdaMeZO", "HiZOO", "LOZOMomentum", "LargestMask", "LeZO", "MaZO", "MeZO", "MeZOAdam", "MeZOMomentum", "Method",
     "OneSided", "RandomMask", "Sensitive", "SparseMeZO", "SubZero", "TeZO", "TeZOAdam", "TeZOAdamC", "TeZOMomentum", "ZOSign",
     "described_by_delta", "described_by_journal", "from_dict",
 ]  # fmt: skip

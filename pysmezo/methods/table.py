@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from ..errors import ArgumentError
+from .adamezo import AdaMeZO
 from .base import Method
 from .index_sets import MaZO, Sensitive
 from .low_rank import LOZO, LOZOMomentum, SubZero, TeZO, TeZOAdam, TeZOAdamC, TeZOMomentum
@@ -12,7 +13,7 @@ from .masked import LargestMask, RandomMask, SparseMeZO
 from .mezo import FZOO, HiZOO, LeZO, MeZO, MeZOAdam, MeZOMomentum, OneSided, ZOSign
 
 ROWS = (
-    MeZO, RandomMask, LargestMask, SparseMeZO, Sensitive, MaZO, LeZO, OneSided, FZOO, ZOSign, HiZOO, MeZOMomentum, MeZOAdam,
+    MeZO, RandomMask, LargestMask, SparseMeZO, Sensitive, MaZO, LeZO, OneSided, FZOO, ZOSign, HiZOO, MeZOMomentum, MeZOAdam, AdaMeZO,
     LOZO, LOZOMomentum, SubZero, TeZO, TeZOMomentum, TeZOAdam, TeZOAdamC,
 )  # fmt: skip
 METHODS: dict[str, type[Method]] = {row.name: row for row in ROWS}

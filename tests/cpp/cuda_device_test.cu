@@ -125,8 +125,10 @@ void ranges(Random& random, Case& c, const StoredOnDevice& w, Count& count) {
 
 void update(Random& random, Case& c, const StoredOnDevice& w, Count& count) {
   const float coefficients[] = {1e-4f, -0.3f, 1e-6f, 0.0f, 2.5f};
-  UpdateJob job{c.w.view(), c.dir, one_in(random, 2) ? 0.0f : 0.01f, static_cast<int>(below(random, 6)),
-                coefficients};
+  UpdateJob job;
+  job.w = c.w.view(), job.dir = c.dir;
+  job.decay = one_in(random, 2) ? 0.0f : 0.01f;
+  job.n_queries = static_cast<int>(below(random, 6)), job.c = coefficients;
   on_host(cuda::record_job(job, c.row0, c.n_rows));
   job.w = w.view();
   cuda::apply_update(job, c.row0, c.n_rows, nullptr);

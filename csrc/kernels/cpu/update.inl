@@ -87,8 +87,16 @@ static void copy_given(const UpdateJob& job, int64_t row0, int64_t e, int64_t n,
   for (int64_t done = 0; done < n;) {
     const int64_t row = (e + done) / job.w.cols, col = (e + done) % job.w.cols;
     const int64_t piece = job.w.cols - col < n - done ? job.w.cols - col : n - done;
-    memcpy(to + done, job.given + (row - row0) * job.ld_given + col,
-           static_cast<size_t>(piece) * sizeof(float));
+    const int64_t at = (row - row0) * job.ld_given + col;
+    if (job.given_second) {
+      const Rule& r = job.rule;
+      for_lanes(0, piece, [&](int64_t i, auto lanes) {
+        const F16 m = load(job.given + at + i, lanes), v = load(job.given_second + at + i, lanes);
+        store(to + done + i, over_root(m, v, r.step, r.scale2, r.delta), lanes);
+      });
+    } else {
+      memcpy(to + done, job.given + at, static_cast<size_t>(piece) * sizeof(float));
+    }
     done += piece;
   }
 }
