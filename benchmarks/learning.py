@@ -18,6 +18,9 @@ values.
 Every finished piece is a row of results/learning.jsonl and is not run again; unfinished runs go on from their journals
 in the cache. `--table` prints the paired comparison, `--json` its differences, `--plot` draws docs/learning.png; none
 of them runs anything.
+
+`--rows` is another comparison, of the rows of METHODS at equal forwards: benchmarks/method_learning.py, which takes the
+other flags then.
 """
 
 from __future__ import annotations
@@ -47,9 +50,9 @@ class OutOfTime(Exception):
 class Work:
     """Rows done, the clock, and the data sets opened so far."""
 
-    def __init__(self, demo: Path, minutes: float):
-        self.demo, self.until = demo, time.monotonic() + 60 * minutes
-        self.done = {r["piece"]: r for r in common.rows(FILE)}
+    def __init__(self, demo: Path, minutes: float, file: str = FILE, tokens: str = "tokens"):
+        self.demo, self.until, self.file, self.tokens = demo, time.monotonic() + 60 * minutes, file, tokens
+        self.done = {r["piece"]: r for r in common.rows(file)}
         self._data: dict = {}
 
     def check_time(self) -> None:
@@ -64,18 +67,18 @@ class Work:
             start = time.perf_counter()
             row = {"piece": name, **make()}
             row["seconds"] = round(time.perf_counter() - start, 1)
-            common.append(FILE, row)
+            common.append(self.file, row)
             self.done[name] = row
         return self.done[name]
 
     def data(self, task: str) -> dict:
-        """{train, dev, test: Dataset} of "rt" or "spam"; test is opened by name like the rest but read only by
+        """{train, dev, test: Dataset} of "rt", "spam" or "trec"; test is opened by name like the rest but read only by
         `finish`."""
         if task not in self._data:
             from pysmezo import data
 
-            files = learning_data.rotten_tomatoes(self.demo) if task == "rt" else learning_data.sms_spam()
-            folder = common.cache_dir("tokens")
+            files = learning_data.files(task, self.demo)
+            folder = common.cache_dir(self.tokens)
             self._data[task] = {
                 part: data.tokenize(self.demo / "model", files[part], files["task"], folder / f"{task}-{part}.ids")
                 for part in ("train", "dev", "test")
@@ -300,6 +303,10 @@ def all_stages(work: Work) -> None:
 
 
 def main() -> None:
+    if "--rows" in sys.argv[1:]:
+        from . import method_learning
+
+        return method_learning.main([a for a in sys.argv[1:] if a != "--rows"])
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--demo", type=Path, help="folder made by pysmezo demo --prepare")
     p.add_argument("--max-minutes", type=float, default=math.inf, help="stop cleanly after about so many minutes")

@@ -9,7 +9,7 @@ _HOMES = {
     "Runtime": "runtime",
     "StepResult": "results",
     "Trainer": "trainer",
-    **dict.fromkeys(("MeZO", "SparseMeZO", "RandomMask", "LargestMask", "Sensitive", "MaZO"), "methods"),
+    **dict.fromkeys(("MeZO", "SparseMeZO", "RandomMask", "LargestMask", "Sensitive", "MaZO", "RandomRows"), "methods"),
     **dict.fromkeys(("OneSided", "FZOO", "ZOSign", "HiZOO", "LeZO", "LOZO", "SubZero", "TeZO", "AdaMeZO"), "methods"),
     **dict.fromkeys(("PysmezoError", "ArgumentError", "BudgetError", "FormatError", "IoError"), "errors"),
 }

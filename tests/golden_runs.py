@@ -34,6 +34,7 @@ METHODS = {
     "sensitive": ("nf4", Sensitive(fraction=0.05), {}),
     "sensitive-index": ("int8", "index", {"operand": "split"}),
     "mazo": ("nf4", methods.MaZO(fraction=0.1), {}),
+    "random-rows": ("int8", methods.RandomRows(fraction=0.2), {}),
     "lezo": ("deep", methods.LeZO(drop=0.5, trains="all"), {}),
     "one-sided": ("bf16", methods.OneSided(queries=3), {}),
     "fzoo": ("bf16", methods.FZOO(queries=3), {}),

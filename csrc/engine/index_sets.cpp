@@ -15,6 +15,12 @@ namespace {
 
 int64_t n_of_row(const MethodConfig& m, int64_t cols) { return n_indexed(cols, m.fraction); }
 
+int64_t count_of(const MethodConfig& m, const TensorRequest& r) {
+  if (m.index_set == IndexKind::rows) return r.rows * n_of_row(m, r.cols);
+  if (m.index_set == IndexKind::whole_rows) return n_indexed(r.rows, m.fraction) * r.cols;
+  return n_indexed(r.rows * r.cols, m.fraction);
+}
+
 // The k largest |w| of every row; of equal ones the first (MaZO, arXiv 2502.11513, with the weight's
 // magnitude as its score).
 std::vector<int64_t> largest_of_rows(const MethodConfig& m, uint32_t id, Store& store, const Kernels& kernels,
@@ -52,10 +58,7 @@ std::vector<int64_t> index_counts(const MethodConfig& m, const std::vector<bool>
   std::vector<int64_t> out(requests.size(), 0);
   if (m.index_set != IndexKind::file) {
     for (size_t id = 0; id < out.size(); ++id) {
-      const TensorRequest& r = requests[id];
-      if (trained[id])
-        out[id] = m.index_set == IndexKind::rows ? r.rows * n_of_row(m, r.cols)
-                                                 : n_indexed(r.rows * r.cols, m.fraction);
+      if (trained[id]) out[id] = count_of(m, requests[id]);
     }
     return out;
   }
@@ -87,6 +90,11 @@ void place_index_sets(const MethodConfig& m, const std::vector<bool>& trained, u
         elements = named(m.index, [&] { return listed_elements(*file, *t); });
     } else if (m.index_set == IndexKind::rows) {
       elements = largest_of_rows(m, id, store, kernels, pool);
+    } else if (m.index_set == IndexKind::whole_rows) {
+      const int64_t k = n_of[id] / r.cols;
+      elements.reserve(static_cast<size_t>(n_of[id]));
+      for (int64_t i = 0; i < n_of[id]; ++i)
+        elements.push_back(random_index_at(run_seed, id, r.rows, k, i / r.cols) * r.cols + i % r.cols);
     } else {
       const int64_t n = r.rows * r.cols, k = n_of[id];
       elements.reserve(static_cast<size_t>(k));

@@ -25,9 +25,10 @@ enum class Estimator : uint8_t {
 };
 enum class IndexKind : uint8_t {
   none,
-  random,  // a share of each tensor, drawn from the run's seed
-  rows,    // the largest |w| of each row
-  file     // a file's lists
+  random,      // a share of each tensor, drawn from the run's seed
+  rows,        // the largest |w| of each row
+  whole_rows,  // a share of each tensor's rows, drawn from the run's seed
+  file         // a file's lists
 };
 
 // A method is a combination of parts. `kind` is the row's name, a label for people.

@@ -19,6 +19,7 @@ constexpr Named<Estimator> kEstimators[] = {
 constexpr Named<IndexKind> kIndexKinds[] = {{"none", IndexKind::none},
                                             {"random", IndexKind::random},
                                             {"rows", IndexKind::rows},
+                                            {"whole-rows", IndexKind::whole_rows},
                                             {"file", IndexKind::file}};
 constexpr Named<LowRankKind> kLowRanks[] = {{"none", LowRankKind::none},
                                             {"uv", LowRankKind::uv},

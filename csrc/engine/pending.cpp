@@ -48,20 +48,25 @@ const std::vector<PendingRecord>& Pending::of(uint32_t tensor_id) {
   return suffix_;
 }
 
-CatchUp Pending::catch_up(uint32_t id) {
-  if (!has_state(id)) return {};
+CatchUp Pending::catch_up(uint32_t id) { return has_state(id) ? catch_up_with(id, of(id)) : CatchUp(); }
+
+CatchUp Pending::catch_up_with(uint32_t id, const std::vector<PendingRecord>& records) {
   const TensorRequest& r = store_.request(id);
   CatchUp::Tensor t{&methods_[id], id, r.rows, r.cols, run_seed_};
   t.moments = [this, id](int64_t row, int k) { return store_.moments_at(id, row, k); };
-  return CatchUp(t, of(id), kernels_, pool_, factors_, tracks_[id]);
+  return CatchUp(t, records, kernels_, pool_, factors_, tracks_[id]);
+}
+
+void Pending::advance(uint32_t id, const std::vector<PendingRecord>& records) {
+  for (const PendingRecord& r : records) {
+    if (has_track(methods_[id]) && !r.skips(methods_[id]))
+      advance_track(methods_[id].low_rank, run_seed_, id, r, &tracks_[id]);
+    watermark_[id] = r.step;
+  }
 }
 
 void Pending::advance(uint32_t id) {
-  if (has_track(methods_[id])) {
-    for (const PendingRecord& r : of(id)) {
-      if (!r.skips(methods_[id])) advance_track(methods_[id].low_rank, run_seed_, id, r, &tracks_[id]);
-    }
-  }
+  if (has_track(methods_[id])) advance(id, std::vector<PendingRecord>(of(id)));
   watermark_[id] = tail_;
 }
 
@@ -101,8 +106,21 @@ void Pending::streamed_state_is_at_tail() {
 void Pending::flush() {
   for (uint32_t id = 0; id < methods_.size(); ++id) {
     if (!has_state(id) || watermark_[id] == tail_ || store_.streams_state(id)) continue;
-    catch_up(id).apply_all(store_, pool_);
-    advance(id);
+    // Two epochs of factors at a time: after a long time away there are many.
+    const LowRank& d = methods_[id].low_rank;
+    std::vector<PendingRecord> some;
+    const std::vector<PendingRecord> all = of(id);
+    for (const PendingRecord& r : all) {
+      if (d && !some.empty() && epoch_of(d, r.step) > epoch_of(d, some.front().step) + 1) {
+        catch_up_with(id, some).apply_all(store_, pool_);
+        advance(id, some);
+        some.clear();
+      }
+      some.push_back(r);
+    }
+    catch_up_with(id, some).apply_all(store_, pool_);
+    advance(id, some);
+    watermark_[id] = tail_;
   }
   drop_applied();
 }

@@ -35,7 +35,10 @@ class Pending {
  private:
   const std::vector<PendingRecord>& of(uint32_t tensor_id);
   bool has_state(uint32_t tensor_id) const;
-  void advance(uint32_t tensor_id);  // its track and its watermark, to the tail
+  CatchUp catch_up_with(uint32_t tensor_id, const std::vector<PendingRecord>& records);
+  // Its track and its watermark: by these records, or to the tail.
+  void advance(uint32_t tensor_id, const std::vector<PendingRecord>& records);
+  void advance(uint32_t tensor_id);
   void drop_applied();
 
   Store& store_;

@@ -258,7 +258,7 @@ std::string support_difference(const RunHeader& a, const RunHeader& b, uint32_t 
     if (!a.method.index_hash.empty()) return "";
     if (a.method.fraction != b.method.fraction)
       return "fraction " + digits(a.method.fraction) + ", it has " + digits(b.method.fraction);
-    return a.method.index_set == IndexKind::random ? seeds() : "";
+    return a.method.index_set == IndexKind::rows ? "" : seeds();
   }
   const Mask &mine = a.masks[id], &its = b.masks[id];
   if (mine.kind != its.kind || mine.h != its.h || mine.keep != its.keep)

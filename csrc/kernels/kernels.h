@@ -67,8 +67,8 @@ struct UpdateJob {
   float* moments[2] = {nullptr, nullptr};
   const PastRecord* past = nullptr;
   int n_past = 0;
-  // Where not null, what the step takes off, [n_rows][ld_given] for the rows of the call: then n_queries is
-  // 1, c[0] is 1, the rule is sgd, and z of that query is this.
+  // Where not null, what the step takes off, [n_rows][ld_given] for the rows of the call, and readable for a
+  // vector beyond its end: then n_queries is 1, c[0] is 1, the rule is sgd, and z of that query is this.
   const float* given = nullptr;
   int64_t ld_given = 0;
   // Beside it, a second moment: then z is rule.step (given / sqrt(rule.scale2 second + rule.delta)).

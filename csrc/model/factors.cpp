@@ -14,9 +14,21 @@ Factors::Factors(const LowRank& d, uint64_t run_seed, uint32_t tensor_id, int64_
     const Stream stream =
         side == 0 ? u_stream(run_seed, tensor_id, epoch) : v_stream(run_seed, tensor_id, epoch);
     std::vector<uint16_t>& to = side == 0 ? u_ : v_;
-    for (const float x : orthonormal_columns(stream, side == 0 ? m : n, d.rank)) to.push_back(f32_to_bf16(x));
-    to.shrink_to_fit();
+    const int64_t rows = side == 0 ? m : n;
+    const std::vector<float> columns = orthonormal_columns(stream, rows, d.rank);
+    to.resize(columns.size());
+    for (size_t i = 0; i < columns.size(); ++i) {
+      // u is read by rows.
+      const size_t s = i / static_cast<size_t>(rows), row = i % static_cast<size_t>(rows);
+      to[side == 0 ? row * static_cast<size_t>(d.rank) + s : i] = f32_to_bf16(columns[i]);
+    }
   });
+}
+
+// The other kinds of noise are such numbers as they are.
+void Factors::to_bf16_numbers(float* values, int64_t n) const {
+  if (d_.noise != NoiseKind::gaussian) return;
+  for (int64_t i = 0; i < n; ++i) values[i] = round_bf16(values[i]);
 }
 
 void Factors::v_column(int s, float* out) const {
@@ -28,15 +40,13 @@ void Factors::v_column(int s, float* out) const {
   noise.noise = d_.noise;
   noise.stream = v_stream(run_seed_, tensor_id_, epoch_);
   kernels_->noise(noise, s * n_, n_, out);
-  for (int64_t j = 0; j < n_; ++j) out[j] = round_bf16(out[j]);
+  to_bf16_numbers(out, n_);
 }
 
 void Factors::u_rows(int64_t row0, int64_t n_rows, uint32_t step, uint32_t query, float* out) const {
   if (d_.kind == LowRankKind::uzv) {
-    for (int64_t i = 0; i < n_rows; ++i) {
-      for (int s = 0; s < d_.rank; ++s)
-        out[i * d_.rank + s] = bf16_to_f32(u_[static_cast<size_t>(s * m_ + row0 + i)]);
-    }
+    const uint16_t* const from = u_.data() + row0 * d_.rank;
+    for (int64_t i = 0; i < n_rows * d_.rank; ++i) out[i] = bf16_to_f32(from[i]);
     return;
   }
   TensorDirection noise;
@@ -44,7 +54,7 @@ void Factors::u_rows(int64_t row0, int64_t n_rows, uint32_t step, uint32_t query
   noise.stream = d_.kind == LowRankKind::uv ? query_stream(run_seed_, tensor_id_, step, query)
                                             : u_stream(run_seed_, tensor_id_, epoch_);
   kernels_->noise(noise, row0 * d_.rank, n_rows * d_.rank, out);
-  for (int64_t i = 0; i < n_rows * d_.rank; ++i) out[i] = round_bf16(out[i]);
+  to_bf16_numbers(out, n_rows * d_.rank);
 }
 
 std::shared_ptr<const Factors> FactorSource::of(const LowRank& d, uint32_t id, int64_t m, int64_t n,

@@ -36,13 +36,15 @@ class Factors {
   }
 
  private:
+  void to_bf16_numbers(float* values, int64_t n) const;
+
   LowRank d_;
   uint64_t run_seed_;
   uint32_t tensor_id_;
   int64_t m_, n_;
   uint32_t epoch_;
   const Kernels* kernels_;
-  std::vector<uint16_t> u_, v_;  // uzv: bf16, by columns
+  std::vector<uint16_t> u_, v_;  // uzv: bf16, u by rows, v by columns
 };
 
 class FactorSource {

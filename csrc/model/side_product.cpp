@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/bits.h"
 #include "format/half.h"
 
 namespace smezo {
@@ -14,15 +15,22 @@ int64_t operand_row_bytes(const Kernels& kernels, Compute compute, int64_t k) {
   return kernels.operand_ld(compute, k) * plane_element_bytes(kernels.operand_dtype(compute));
 }
 
-// A row of an operand, rounded to what products take, padded with zeros from k on.
-void put_row(const Kernels& kernels, Compute compute, const float* values, int64_t k, int64_t ld, char* row) {
+// A row of an operand, padded with zeros from k on. is_exact: bf16 numbers, which need no rounding.
+void put_row(const Kernels& kernels, Compute compute, const float* values, int64_t k, int64_t ld,
+             bool is_exact, char* row) {
   const bool is_float = kernels.operand_dtype(compute) == DType::F32;
   std::memset(row + k * (is_float ? 4 : 2), 0, static_cast<size_t>((ld - k) * (is_float ? 4 : 2)));
-  for (int64_t i = 0; i < k; ++i) {
-    if (is_float)
-      reinterpret_cast<float*>(row)[i] = compute == Compute::bf16 ? round_bf16(values[i]) : values[i];
-    else
-      reinterpret_cast<uint16_t*>(row)[i] = f32_to_bf16(values[i]);
+  if (is_float) {
+    float* const to = reinterpret_cast<float*>(row);
+    const bool as_it_is = is_exact || compute == Compute::f32;
+    for (int64_t i = 0; i < k; ++i) to[i] = as_it_is ? values[i] : round_bf16(values[i]);
+    return;
+  }
+  uint16_t* const to = reinterpret_cast<uint16_t*>(row);
+  if (is_exact) {
+    for (int64_t i = 0; i < k; ++i) to[i] = static_cast<uint16_t>(f32_bits(values[i]) >> 16);
+  } else {
+    for (int64_t i = 0; i < k; ++i) to[i] = f32_to_bf16(values[i]);
   }
 }
 
@@ -108,7 +116,7 @@ void SideProduct::fill_columns(int64_t n) {
   c.pool->run(rank_, [&](int64_t s, int) {
     std::vector<float> column(static_cast<size_t>(n));
     terms_[static_cast<size_t>(s / rank)].factors->v_column(static_cast<int>(s % rank), column.data());
-    put_row(*c.kernels, c.compute, column.data(), n, ld, columns_ + s * row_bytes);
+    put_row(*c.kernels, c.compute, column.data(), n, ld, true, columns_ + s * row_bytes);
   });
 }
 
@@ -159,17 +167,19 @@ void SideProduct::make_rows(FactorStrip& strip, int64_t row0, int64_t n_rows, in
   const int rank = terms_[0].factors->direction().rank;
   const size_t size = static_cast<size_t>(n_rows * rank);
   std::vector<float> rows(static_cast<size_t>(n_rows * rank_)), u(size);
+  bool is_exact = true;
   for (size_t t = 0; t < terms_.size(); ++t) {
     const float* from = u.data();
     if (terms_[t].by_rows())
-      from = terms_[t].values + row0 * rank;
+      from = terms_[t].values + row0 * rank, is_exact = false;
     else
       terms_[t].factors->u_rows(row0, n_rows, c.step, static_cast<uint32_t>(query), u.data());
     for (int64_t i = 0; i < n_rows; ++i)
       std::copy_n(from + i * rank, rank, rows.data() + i * rank_ + static_cast<int64_t>(t) * rank);
   }
   for (int64_t i = 0; i < n_rows; ++i)
-    put_row(*c.kernels, c.compute, rows.data() + i * rank_, rank_, ld, strip.memory + i * row_bytes);
+    put_row(*c.kernels, c.compute, rows.data() + i * rank_, rank_, ld, is_exact,
+            strip.memory + i * row_bytes);
   strip.query = query;
 }
 

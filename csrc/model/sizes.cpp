@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "model/catch_up.h"
+#include "model/low_rank_update.h"
 #include "model/rope.h"
 #include "model/side_product.h"
 #include "model/workspace.h"
@@ -48,8 +48,8 @@ static int64_t low_rank_bytes(const ModelConfig& c, const Batch& batch, const Fo
   int64_t n = kTogether * SideProduct::bytes(*shape.kernels, shape.compute, shape.most_rank, k, n_panels,
                                              shape.n_branches, shape.n_threads);
   if (shape.updates_by_factors)
-    n += kTogether * CatchUp::bytes(*shape.kernels, shape.low_rank, k) +
-         shape.n_threads * CatchUp::thread_bytes(shape.low_rank, k);
+    n += kTogether * LowRankUpdate::bytes(*shape.kernels, shape.low_rank, k) +
+         shape.n_threads * LowRankUpdate::thread_bytes(shape.low_rank, k);
   return n;
 }
 

@@ -78,7 +78,8 @@ class Method:
     def drawn_from_seed(self) -> bool:
         """Does the run's seed say which elements, or which directions, train? A delta means nothing without it then."""
         parts = self.parts()
-        return "random" in (parts.get("mask"), parts.get("index_set")) or parts.get("only_reads", False)
+        drawn = parts.get("mask") == "random" or parts.get("index_set") in ("random", "whole-rows")
+        return drawn or parts.get("only_reads", False)
 
     @property
     def n_branches(self) -> int:

@@ -71,3 +71,22 @@ class MaZO(Method):
         super().__post_init__()
         if not 0 < self.fraction <= 0.5:
             raise ArgumentError(f"[MaZO] fraction {self.fraction}, expected more than 0 and at most 0.5")
+
+
+@dataclass(frozen=True)
+class RandomRows(Method):
+    """Whole rows of each matrix train, a share of them drawn from the run's seed, in fp32 beside a base that stays as it is: a control for
+    sets that are chosen by element.
+
+    fraction: of the rows of a matrix, at least one.
+    """
+
+    fraction: float = 0.01
+    trains: str = "linear"
+    name: ClassVar[str] = "random-rows"
+    PARTS: ClassVar[dict] = {"index_set": "whole-rows"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.fraction <= 0.5:
+            raise ArgumentError(f"[RandomRows] fraction {self.fraction}, expected more than 0 and at most 0.5")

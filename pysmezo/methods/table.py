@@ -7,13 +7,13 @@ from dataclasses import fields
 from ..errors import ArgumentError
 from .adamezo import AdaMeZO
 from .base import Method
-from .index_sets import MaZO, Sensitive
+from .index_sets import MaZO, RandomRows, Sensitive
 from .low_rank import LOZO, LOZOMomentum, SubZero, TeZO, TeZOAdam, TeZOAdamC, TeZOMomentum
 from .masked import LargestMask, RandomMask, SparseMeZO
 from .mezo import FZOO, HiZOO, LeZO, MeZO, MeZOAdam, MeZOMomentum, OneSided, ZOSign
 
 ROWS = (
-    MeZO, RandomMask, LargestMask, SparseMeZO, Sensitive, MaZO, LeZO, OneSided, FZOO, ZOSign, HiZOO, MeZOMomentum, MeZOAdam, AdaMeZO,
+    MeZO, RandomMask, LargestMask, SparseMeZO, Sensitive, MaZO, RandomRows, LeZO, OneSided, FZOO, ZOSign, HiZOO, MeZOMomentum, MeZOAdam, AdaMeZO,
     LOZO, LOZOMomentum, SubZero, TeZO, TeZOMomentum, TeZOAdam, TeZOAdamC,
 )  # fmt: skip
 METHODS: dict[str, type[Method]] = {row.name: row for row in ROWS}

@@ -261,8 +261,9 @@ TEST(rules_are_the_definition_bit_for_bit) {
             CHECK(std::memcmp(moments.data(), other.data(), moments.size() * sizeof(float)) == 0);
           }
           Tensor t = make_tensor(random, dtype, rows, cols);
-          const int64_t n_rows = 1 + random() % rows, row0 = random() % (rows - n_rows + 1), ld = cols + 7;
-          std::vector<float> given(static_cast<size_t>(n_rows * ld));
+          const int64_t n_rows = 1 + random() % rows, row0 = random() % (rows - n_rows + 1),
+                        ld = random() % 2 ? cols : cols + 7;
+          std::vector<float> given(static_cast<size_t>(n_rows * ld) + kLanes);
           for (float& x : given) x = uniform(random);
           const float one = 1;
           UpdateJob job{t.view, make_direction(random, NoiseKind::gaussian8, mask, t.view.tensor_id), 0, 1,

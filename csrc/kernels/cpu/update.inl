@@ -110,11 +110,14 @@ static void update_as(const UpdateJob& job, int64_t row0, int64_t n_rows) {
   rounding.query = 0;
   for_windows(static_cast<uint64_t>(row0 * job.w.cols), n_rows * job.w.cols, [&](uint64_t e, int64_t n) {
     const int64_t at = static_cast<int64_t>(e - window_of(e));
-    const UpdatePiece p{
-        static_cast<int64_t>(e) - job.w.first, n, z + at, random + at, mask_bits + at, w + at};
+    UpdatePiece p{static_cast<int64_t>(e) - job.w.first, n, z + at, random + at, mask_bits + at, w + at};
+    // Rows without a gap between them are read where they are.
+    const bool in_place = job.given && job.ld_given == job.w.cols && !job.given_second;
+    if (in_place) p.z = job.given + (static_cast<int64_t>(e) - row0 * job.w.cols);
     if (job.n_queries > 1) start_update<dtype>(job, p);
     for (int q = 0; q < job.n_queries; ++q) {
       direction.query = static_cast<uint32_t>(q);
+      if (in_place) break;
       if (job.given)
         copy_given(job, row0, static_cast<int64_t>(e), n, z + at);
       else
