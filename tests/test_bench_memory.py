@@ -102,7 +102,7 @@ def test_prediction_is_the_plan(measured, model, capsys, tmp_path):
     flags = {"model": model, "batch": 4, "length": 24, "threads": 2, **RUNS[name]}
     if name == "generations":  # `plan` has no flags for them
         given = {"threads": 2, "memory_budget": "24MiB", "stream_trained": True, "generation_every": 2}
-        planned = planning.plan(planning.planner(model, methods.SparseMeZO(), **given), 4, 24, 1)
+        planned = planning.plan(planning.planner(model, methods.SparseMeZO(), **given), 4, 24, 2)
     else:
         if name == "task":
             flags["task"] = tmp_path / "task.yaml"
