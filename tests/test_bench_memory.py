@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_not_started(model, tmp_path, capsys):
     assert command(model, **flags, out=tmp_path / "run.png") == cli.DOES_NOT_FIT
     (line,) = capsys.readouterr().err.splitlines()
     p = planning.planner(model, methods.Sensitive(fraction=0.01), memory_budget="5MiB", threads=2)
-    assert line == f"error: {planning.advice(planning.plan(p, 64, 64, 1), 64, 64)}"
+    assert line == f"error: {planning.advice(planning.plan(p, 64, 64, 2), 64, 64)}"
     assert not list(tmp_path.iterdir())
 
 
