@@ -12,6 +12,7 @@ import sys
 import pytest
 import tiny_llama
 import tiny_task
+from quick import quickly
 from test_cli import child, failed, train_flags
 
 from pysmezo import ArgumentError, autotune, children, cli, data, presets, report
@@ -84,7 +85,7 @@ def is_png(path) -> bool:
 # ---- the same numbers as a run's
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quickly(("sparse-mezo", "tezo-adam"), METHODS))
 def test_a_run_with_auto_takes_what_find_lr_says(task, in_process, tmp_path, capsys, method):
     """Of every method; where find-lr finds no lr, the run is refused with the same words."""
     code = cli.main(["find-lr", *flags(task, method=method), "--json"])
