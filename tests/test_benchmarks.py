@@ -183,6 +183,7 @@ def test_methods_in_groups_that_fit_in_memory(tmp_path):
     assert methods_time.groups(rows, model, packed(4, 16, False), 0) == [[row] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_trial_of_methods(tmp_path):
     file = common.RESULTS / methods.FILE
     before = file.read_bytes() if file.exists() else None

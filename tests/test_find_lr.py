@@ -110,6 +110,7 @@ def test_a_run_with_auto_takes_what_find_lr_says(task, in_process, tmp_path, cap
     assert walk["surviving_perturbation"] == found["surviving_perturbation"]
 
 
+@pytest.mark.slow
 def test_in_a_budget_that_streams_what_trains(task, in_process, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(autotune, "N_LR_PROBES", 4)
     monkeypatch.setattr(autotune, "MOST_LR_PROBES", 8)

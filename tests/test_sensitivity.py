@@ -393,6 +393,7 @@ def test_refused_ids_and_models(tiny, tmp_path):
 # ---- memory
 
 
+@pytest.mark.slow
 @measures_memory
 def test_memory_stays_below_what_was_predicted(tmp_path):
     """Of a model whose halves are larger than everything else, in a process of its own."""

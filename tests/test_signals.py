@@ -79,6 +79,7 @@ def test_costs_nothing_noticeable():
     assert (time.process_time() - begin) / 200 < 2e-3  # about 3e-5 on a quiet machine
 
 
+@pytest.mark.slow
 def test_in_the_lines_of_a_run(task_dir, tmp_path, capsys):  # noqa: F811
     run_dir = tmp_path / "run"
     more = {"steps": 24, "method": "mezo", "queries": 2, "schedule": "linear"}
