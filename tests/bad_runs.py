@@ -243,9 +243,9 @@ def of_generation() -> dict:
 # ---- journals
 
 
-def journal_parts() -> tuple[bytes, bytes, list[bytes]]:
-    """(JSON header, salt, records from their byte 8 on) of the sound one."""
-    data = (SOUND / "journal.smz").read_bytes()
+def journal_parts(file=SOUND / "journal.smz") -> tuple[bytes, bytes, list[bytes]]:
+    """(JSON header, salt, records from their byte 8 on) of a sound one."""
+    data = file.read_bytes()
     m = struct.unpack_from("<I", data, 12)[0]
     at, records = 24 + m + -m % 4 + 4, []
     while at < len(data):

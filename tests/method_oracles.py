@@ -51,16 +51,13 @@ class Draws:
 
 @dataclass
 class Row:
-    """One run of a method. `weights`: what trains, float64 [m, n] by name, kept up to date."""
+    """One run of a method. `weights`: what trains, float64 [m, n] by name, kept up to date. A kind of row has
+    `directions(step)`: of every query, Z by name."""
 
     method: methods.Method
     draws: Draws
     weights: dict[str, np.ndarray]
     rules: dict = field(default_factory=dict)
-
-    def directions(self, step) -> list[dict]:
-        """Z of every query by name."""
-        raise NotImplementedError
 
     def scalars(self, branches, losses, eps) -> np.ndarray:
         losses = np.asarray(losses)
@@ -211,9 +208,6 @@ class LowRank(Row):
     def v(self, name, epoch):
         n = self.draws.shapes[name][1]
         return bf16(self.draws.array(name, epoch, 0, self.method.noise, (self.method.rank, n), "factor")).T
-
-    def u(self, name, step, query):
-        raise NotImplementedError
 
 
 class Lozo(LowRank):

@@ -1,6 +1,8 @@
 """Every row of the table of methods: against the float64 oracle, and the same bits resident, streamed, resumed and
 replayed."""
 
+import bad_runs
+import golden_runs
 import method_oracles
 import numpy as np
 import oracle
@@ -9,7 +11,7 @@ import tiny_llama
 from quick import quickly
 from test_step import CONFIG, EPS, LOSS_TOLERANCE, LR, SEED, SHAPE, WEIGHT_SHAPES, a_batch
 
-from pysmezo import ArgumentError, Runtime, methods
+from pysmezo import ArgumentError, FormatError, Runtime, methods
 from pysmezo import _core as core
 from pysmezo.methods import METHODS
 
@@ -169,6 +171,19 @@ def test_words_and_counts_are_checked_at_once():
     ):
         with pytest.raises(ArgumentError, match=message):
             make()
+
+
+def test_a_journal_that_piles_up_more_than_its_cap_is_refused(tmp_path):
+    header, salt, records = bad_runs.journal_parts(golden_runs.FOLDER / "lozo-beside.smz")
+    at = golden_runs.bases(tmp_path)["nf4"]
+    for refresh, refused in ((b'"refresh":2', False), (b'"refresh":1', True)):
+        changed = header.replace(b'"refresh":2', refresh)
+        (tmp_path / "journal.smz").write_bytes(bad_runs.journal(changed, salt, records))
+        if refused:
+            with pytest.raises(FormatError, match="step 4 makes rank 8 .*rank_cap 4"):
+                Runtime.from_journal(at, tmp_path / "journal.smz")
+        else:
+            Runtime.from_journal(at, tmp_path / "journal.smz").close()
 
 
 def test_what_piles_up_beside_the_base_has_a_cap(base, tmp_path):

@@ -182,6 +182,12 @@ void Engine::Impl::resume(const Opening& opening) {
     delta = open_delta(options.delta, header.base_fingerprint);
     header.delta_hash = delta->identity();
   }
+  // commit refuses such a step, so no run has one; applying it would take memory without end.
+  const int64_t rank = (epoch_of(found.method.low_rank_of(), last) + int64_t{1}) * found.method.rank;
+  check<FormatError>(!found.method.only_reads || rank <= found.method.most_rank(), "journal",
+                     path + ": step " + std::to_string(last) + " makes rank " + std::to_string(rank) +
+                         " beside a base that is only read, expected at most rank_cap " +
+                         std::to_string(found.method.most_rank()) + "; put together by another program?");
   const std::string differs = difference(header, found);
   check<ArgumentError>(
       differs.empty(), "run folder",
