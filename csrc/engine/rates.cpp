@@ -75,7 +75,7 @@ Rates measure_rates(const Kernels& kernels, ThreadPool& pool, double seconds) {
   Rates out;
   out.gemm_flops_per_s = 2.0 * kRows * kCols * kTokens * best_rate(pool, seconds / 3, [&](int64_t i) {
                            Lane& l = lane(i);
-                           kernels.gemm(Compute::bf16, l.plus.get(), kRows, kCols, l.packed.get(),
+                           kernels.gemm(Compute::bf16, {l.plus.get(), kCols, l.packed.get()}, {}, kRows,
                                         kTokens / kLanes, 1.0f, Epilogue::store, l.c.get(), kTokens);
                          });
   out.operands_per_s = 1.0 * kRows * kCols * best_rate(pool, seconds / 3, [&](int64_t i) {

@@ -95,10 +95,7 @@ SMEZO_HD void update_at(const UpdateJob& j, int64_t e, int64_t row0) {
   float w = sgd_decay(before, j.decay);
   if (j.given) {
     const int64_t at = (e / j.w.cols - row0) * j.ld_given + e % j.w.cols;
-    const float z = j.given_second
-                        ? over_root(j.given[at], j.given_second[at], j.rule.step, j.rule.scale2, j.rule.delta)
-                        : j.given[at];
-    w = sgd_step(w, z, j.c[0]);
+    w = sgd_step(w, j.given[at], j.c[0]);
   } else if (j.rule.kind != RuleKind::sgd) {
     w = averaged_step(j, e, w);
   } else {

@@ -71,8 +71,6 @@ struct UpdateJob {
   // vector beyond its end: then n_queries is 1, c[0] is 1, the rule is sgd, and z of that query is this.
   const float* given = nullptr;
   int64_t ld_given = 0;
-  // Beside it, a second moment: then z is rule.step (given / sqrt(rule.scale2 second + rule.delta)).
-  const float* given_second = nullptr;
 };
 
 // A working copy beside the base that it is made from. Its support: the elements whose base value, rounded to
@@ -109,6 +107,14 @@ struct AttentionJob {
   float* scratch;  // attention_scratch_floats(head_dim, prefix_len + len) floats, aligned
 };
 
+// What a product sums over: an operand strip [n_rows][operand_ld(k)] and packed activations of k features.
+// k = 0: nothing.
+struct Terms {
+  const void* strip = nullptr;
+  int64_t k = 0;
+  const void* packed = nullptr;
+};
+
 struct Kernels {
   const char* name;
 
@@ -141,16 +147,16 @@ struct Kernels {
   // x: feature-major [k][ld] fp32 -> packed, panels [panel0, panel0 + n_panels) of it.
   void (*pack)(Compute, const float* x, int64_t ld, int64_t k, int64_t panel0, int64_t n_panels,
                void* packed);
-  // C[n_rows][ldc] = alpha * (strip [n_rows][operand_ld] times packed activations of n_panels panels), by the
-  // epilogue. Every element's sum runs over k in the same order whatever n_rows, n_panels and the position of
-  // the panel are.
-  void (*gemm)(Compute, const void* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
-               float alpha, Epilogue, float* c, int64_t ldc);
+  // C[n_rows][ldc] = alpha * (terms' strip times its packed activations + more's) of n_panels panels, by the
+  // epilogue. Every element is one sum over k, going on over more's k, in the same order whatever n_rows,
+  // n_panels and the position of the panel are.
+  void (*gemm)(Compute, const Terms& terms, const Terms& more, int64_t n_rows, int64_t n_panels, float alpha,
+               Epilogue, float* c, int64_t ldc);
 
   // C = A X of Compute::f32 where every sum is one chain of fma over k, from 0, in every set: what changes
-  // weights must have the same bits everywhere.
-  void (*exact_gemm)(const float* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
-                     float* c, int64_t ldc);
+  // weights must have the same bits everywhere. With root, of an Adam rule, C holds first moments already,
+  // the sums are second ones, and C becomes over_root of both.
+  void (*exact_gemm)(const Terms&, int64_t n_rows, int64_t n_panels, const Rule* root, float* c, int64_t ldc);
 
   // y = x / sqrt(mean(x^2) + eps) * gain, over features, for token columns of panels [panel0, panel0 +
   // n_panels).

@@ -17,10 +17,9 @@ int64_t operand_ld(Compute, int64_t k);
 int64_t packed_bytes(Compute, int64_t k, int64_t n_panels);
 void pack(Compute compute, const float* x, int64_t ld, int64_t k, int64_t panel0, int64_t n_panels,
           void* packed);
-void exact_gemm(const float* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels, float* c,
-                int64_t ldc);
-void gemm(Compute, const void* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
-          float alpha, Epilogue epilogue, float* c, int64_t ldc);
+void exact_gemm(const Terms&, int64_t n_rows, int64_t n_panels, const Rule* root, float* c, int64_t ldc);
+void gemm(Compute, const Terms& terms, const Terms& more, int64_t n_rows, int64_t n_panels, float alpha,
+          Epilogue epilogue, float* c, int64_t ldc);
 
 float rms_scale(const float* column, int64_t ld, int64_t d,
                 float eps);  // 1 / sqrt(mean(x^2) + eps) of one token

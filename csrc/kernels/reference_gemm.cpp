@@ -54,30 +54,33 @@ void rms_norm_pack(Compute compute, const float* x, int64_t ld, int64_t k, const
   }
 }
 
-void exact_gemm(const float* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels, float* c,
+void exact_gemm(const Terms& terms, int64_t n_rows, int64_t n_panels, const Rule* root, float* c,
                 int64_t ldc) {
   for (int64_t row = 0; row < n_rows; ++row) {
+    const float* a = static_cast<const float*>(terms.strip) + row * terms.k;
     for (int64_t panel = 0; panel < n_panels; ++panel) {
-      const float* b = static_cast<const float*>(packed) + panel * k * kLanes;
-      float* const sum = c + row * ldc + panel * kLanes;
-      for (int64_t t = 0; t < kLanes; ++t) sum[t] = 0;
-      for (int64_t i = 0; i < k; ++i) {
-        for (int64_t t = 0; t < kLanes; ++t)
-          sum[t] = __builtin_fmaf(strip[row * k + i], b[i * kLanes + t], sum[t]);
+      const float* b = static_cast<const float*>(terms.packed) + panel * terms.k * kLanes;
+      float* const out = c + row * ldc + panel * kLanes;
+      for (int64_t t = 0; t < kLanes; ++t) {
+        float sum = 0;
+        for (int64_t i = 0; i < terms.k; ++i) sum = __builtin_fmaf(a[i], b[i * kLanes + t], sum);
+        out[t] = root ? over_root(*root, out[t], sum) : sum;
       }
     }
   }
 }
 
-void gemm(Compute, const void* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
-          float alpha, Epilogue epilogue, float* c, int64_t ldc) {
+void gemm(Compute, const Terms& terms, const Terms& more, int64_t n_rows, int64_t n_panels, float alpha,
+          Epilogue epilogue, float* c, int64_t ldc) {
   for (int64_t row = 0; row < n_rows; ++row) {
-    const float* a = static_cast<const float*>(strip) + row * k;
     for (int64_t panel = 0; panel < n_panels; ++panel) {
-      const float* b = static_cast<const float*>(packed) + panel * k * kLanes;
       float sum[kLanes] = {};
-      for (int64_t i = 0; i < k; ++i) {
-        for (int64_t t = 0; t < kLanes; ++t) sum[t] += a[i] * b[i * kLanes + t];
+      for (const Terms* of : {&terms, &more}) {
+        const float* a = static_cast<const float*>(of->strip) + row * of->k;
+        const float* b = static_cast<const float*>(of->packed) + panel * of->k * kLanes;
+        for (int64_t i = 0; i < of->k; ++i) {
+          for (int64_t t = 0; t < kLanes; ++t) sum[t] += a[i] * b[i * kLanes + t];
+        }
       }
       float* out = c + row * ldc + panel * kLanes;
       for (int64_t t = 0; t < kLanes; ++t) {

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/spare_pages.h"
 #include "base/threads.h"
 #include "direction/low_rank.h"
 #include "kernels/kernels.h"
@@ -52,6 +53,8 @@ class FactorSource {
   // keeps_all: every epoch's stay, not only the newest.
   FactorSource(uint64_t run_seed, const Kernels& kernels, ThreadPool& pool, bool keeps_all)
       : run_seed_(run_seed), kernels_(kernels), pool_(pool), keeps_all_(keeps_all) {}
+  // For what is packed of factors, tensor after tensor.
+  SparePages& spare() { return spare_; }
   // Not inside a parallel region.
   std::shared_ptr<const Factors> of(const LowRank& d, uint32_t tensor_id, int64_t m, int64_t n,
                                     uint32_t epoch);
@@ -61,6 +64,7 @@ class FactorSource {
   const Kernels& kernels_;
   ThreadPool& pool_;
   bool keeps_all_;
+  SparePages spare_;
   std::map<std::pair<uint32_t, uint32_t>, std::shared_ptr<const Factors>> kept_;  // by tensor and epoch
 };
 

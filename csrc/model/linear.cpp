@@ -254,15 +254,16 @@ void Weights::make_group(const BranchGroup& g, const StripRows& rows, const Oper
 }
 
 void Weights::product(const BranchGroup& g, int branch, const Operands& operands, int64_t n_rows, int64_t k,
-                      const void* packed, int64_t n_panels, Epilogue epilogue, float* out, int64_t ld) const {
-  const auto gemm = [&](const char* operand, float alpha, Epilogue e) {
-    kernels_.gemm(context_.compute, operand, n_rows, k, packed, n_panels, alpha, e, out, ld);
+                      const void* packed, const Terms& more, int64_t n_panels, Epilogue epilogue, float* out,
+                      int64_t ld) const {
+  const auto gemm = [&](const char* operand, const Terms& also, float alpha, Epilogue e) {
+    kernels_.gemm(context_.compute, {operand, k, packed}, also, n_rows, n_panels, alpha, e, out, ld);
   };
   if (g.eps > 0 && context_.mode == OperandMode::split) {
-    gemm(operands.plus, 1.0f, epilogue);
-    gemm(operands.minus, branch == g.plus ? g.eps : -g.eps, Epilogue::add);
+    gemm(operands.plus, more, 1.0f, epilogue);
+    gemm(operands.minus, {}, branch == g.plus ? g.eps : -g.eps, Epilogue::add);
   } else {
-    gemm(g.eps == 0 || branch == g.plus ? operands.plus : operands.minus, 1.0f, epilogue);
+    gemm(g.eps == 0 || branch == g.plus ? operands.plus : operands.minus, more, 1.0f, epilogue);
   }
 }
 
@@ -286,8 +287,8 @@ void Weights::multiply_strip(int64_t id, const StripRows& rows, const std::vecto
     make_group(g, rows, operands);
     for (const int b : g.branches) {
       const size_t i = static_cast<size_t>(b);
-      product(g, b, operands, rows.n, k, packed[i], n_panels, epilogue, out[i], ld);
-      if (side) side->add(factors, rows.row0, rows.n, b, 0, n_panels, out[i], ld);
+      const Terms more = side ? side->terms(factors, rows.row0, rows.n, b, 0) : Terms{};
+      product(g, b, operands, rows.n, k, packed[i], more, n_panels, epilogue, out[i], ld);
     }
   }
 }
@@ -410,11 +411,12 @@ void Weights::multiply_gated_units(const GatedPart& part, const std::vector<Visi
           const size_t i = static_cast<size_t>(b);
           const char* const x =
               static_cast<const char*>(packed[i]) + kernels_.packed_bytes(context_.compute, k, p0);
-          product(gate_group, b, gate_operands, s.n, k, x, np, Epilogue::store, gate_sums, kGatedLd);
-          if (gate_side) gate_side->add(gate_factors, s.row0, s.n, b, p0, np, gate_sums, kGatedLd);
+          const Terms more_gate = gate_side ? gate_side->terms(gate_factors, s.row0, s.n, b, p0) : Terms{};
+          product(gate_group, b, gate_operands, s.n, k, x, more_gate, np, Epilogue::store, gate_sums,
+                  kGatedLd);
           add_bias(part.gate_bias, b, s.row0, s.n, np, gate_sums, kGatedLd);
-          product(up_group, b, up_operands, s.n, k, x, np, Epilogue::store, up_sums, kGatedLd);
-          if (up_side) up_side->add(up_factors, s.row0, s.n, b, p0, np, up_sums, kGatedLd);
+          const Terms more_up = up_side ? up_side->terms(up_factors, s.row0, s.n, b, p0) : Terms{};
+          product(up_group, b, up_operands, s.n, k, x, more_up, np, Epilogue::store, up_sums, kGatedLd);
           add_bias(part.up_bias, b, s.row0, s.n, np, up_sums, kGatedLd);
           kernels_.silu_mul_pack(context_.compute, gate_sums, up_sums, kGatedLd, n_features, s.row0, s.n, p0,
                                  np, h[i]);

@@ -143,7 +143,8 @@ class Weights {
   void make_over_base(const BranchGroup& g, const StripRows& rows, const Operands& to) const;
   void make_group(const BranchGroup& g, const StripRows& rows, const Operands& to) const;
   void product(const BranchGroup& g, int branch, const Operands& operands, int64_t n_rows, int64_t k,
-               const void* packed, int64_t n_panels, Epilogue epilogue, float* out, int64_t ld) const;
+               const void* packed, const Terms& more, int64_t n_panels, Epilogue epilogue, float* out,
+               int64_t ld) const;
   void add_bias(int64_t bias, int branch, int64_t row0, int64_t n, int64_t n_panels, float* out,
                 int64_t ld) const;
   void make(OperandJob job, const StripRows& rows, int64_t ld_bytes, char* plus, char* minus) const;

@@ -24,13 +24,7 @@ float* scratch(int64_t n_floats) {
   return reinterpret_cast<float*>((at + kStripAlign - 1) / kStripAlign * kStripAlign);
 }
 
-Pages pack_columns(const Kernels& kernels, const std::vector<float>& v, int rank, int64_t ld) {
-  const int64_t n_panels = ld / kLanes;
-  Pages out = allocate_pages(kernels.packed_bytes(Compute::f32, rank, n_panels));
-  check<BudgetError>(out != nullptr, "factors", "no memory for the factors of a tensor");
-  kernels.pack(Compute::f32, v.data(), ld, rank, 0, n_panels, out.get());
-  return out;
-}
+constexpr int64_t kPackPanels = 8;
 
 }  // namespace
 
@@ -51,6 +45,14 @@ void advance_track(const LowRank& d, uint64_t run_seed, uint32_t id, const Pendi
   for (size_t i = 0; i < n; ++i) advance_moments(r.rule, e[i], &track->m[i], &track->v[i]);
 }
 
+LowRankUpdate::~LowRankUpdate() {
+  for (Columns& c : columns_) {
+    spare_->give_back(std::move(c.v));
+    spare_->give_back(std::move(c.v_squared));
+  }
+  for (Prepared& p : records_) spare_->give_back(std::move(p.packed_middle));
+}
+
 size_t LowRankUpdate::columns_of(uint32_t step, ThreadPool& pool, FactorSource& factors, bool squares) {
   const uint32_t epoch = epoch_of(d_, step);
   for (size_t i = 0; i < columns_.size(); ++i) {
@@ -59,13 +61,27 @@ size_t LowRankUpdate::columns_of(uint32_t step, ThreadPool& pool, FactorSource& 
   Columns c;
   c.factors = factors.of(d_, tensor_id_, m_, n_, epoch);
   const int64_t ld = panels_of_columns(n_) * kLanes;
-  std::vector<float> v(static_cast<size_t>(d_.rank * ld));
-  pool.run(d_.rank, [&](int64_t s, int) { c.factors->v_column(static_cast<int>(s), v.data() + s * ld); });
-  c.v = pack_columns(kernels_, v, d_.rank, ld);
-  if (squares) {
-    for (float& x : v) x *= x;
-    c.v_squared = pack_columns(kernels_, v, d_.rank, ld);
-  }
+  spare_ = &factors.spare();
+  const int64_t n_panels = ld / kLanes, packed_bytes = kernels_.packed_bytes(Compute::f32, d_.rank, n_panels);
+  Pages rows = spare_->take(d_.rank * ld * static_cast<int64_t>(sizeof(float)));
+  float* const v = static_cast<float*>(rows.get());
+  pool.run(d_.rank, [&](int64_t s, int) {
+    c.factors->v_column(static_cast<int>(s), v + s * ld);
+    std::fill(v + s * ld + n_, v + (s + 1) * ld, 0.0f);
+  });
+  c.v = spare_->take(packed_bytes);
+  if (squares) c.v_squared = spare_->take(packed_bytes);
+  pool.run((n_panels + kPackPanels - 1) / kPackPanels, [&](int64_t i, int) {
+    const int64_t p0 = i * kPackPanels, np = std::min(kPackPanels, n_panels - p0);
+    kernels_.pack(Compute::f32, v, ld, d_.rank, p0, np, c.v.get());
+    if (!squares) return;
+    for (int s = 0; s < d_.rank; ++s) {
+      float* const x = v + s * ld + p0 * kLanes;
+      for (int64_t t = 0; t < np * kLanes; ++t) x[t] *= x[t];
+    }
+    kernels_.pack(Compute::f32, v, ld, d_.rank, p0, np, c.v_squared.get());
+  });
+  spare_->give_back(std::move(rows));
   columns_.push_back(std::move(c));
   return columns_.size() - 1;
 }
@@ -114,7 +130,9 @@ void LowRankUpdate::add(const PendingRecord& r, ThreadPool& pool, FactorSource& 
     std::vector<float> rows(static_cast<size_t>(d_.rank * ld), 0.0f);
     for (int s = 0; s < d_.rank; ++s)
       std::copy_n(p.middle.data() + s * d_.rank, d_.rank, rows.data() + s * ld);
-    p.packed_middle = pack_columns(kernels_, rows, d_.rank, ld);
+    const int64_t n_panels = ld / kLanes;
+    p.packed_middle = spare_->take(kernels_.packed_bytes(Compute::f32, d_.rank, n_panels));
+    kernels_.pack(Compute::f32, rows.data(), ld, d_.rank, 0, n_panels, p.packed_middle.get());
   }
   records_.push_back(std::move(p));
 }
@@ -162,7 +180,8 @@ void LowRankUpdate::rows_of_uzv(const Prepared& p, int64_t n_rows, const float* 
   const int64_t n_panels = panels_of_columns(rank), ldc = n_panels * kLanes;
   std::vector<float> strip(static_cast<size_t>(n_rows * ld), 0.0f), out(static_cast<size_t>(n_rows * ldc));
   for (int64_t i = 0; i < n_rows; ++i) std::copy_n(u + i * rank, rank, strip.data() + i * ld);
-  kernels_.exact_gemm(strip.data(), n_rows, rank, p.packed_middle.get(), n_panels, out.data(), ldc);
+  kernels_.exact_gemm({strip.data(), rank, p.packed_middle.get()}, n_rows, n_panels, nullptr, out.data(),
+                      ldc);
   for (int64_t i = 0; i < n_rows; ++i) std::copy_n(out.data() + i * ldc, rank, first + i * ld);
 }
 
@@ -196,21 +215,20 @@ void LowRankUpdate::apply(const UpdateJob& job, const PendingRecord& r, size_t i
   const int64_t n_panels = panels_of_columns(n_), ldc = n_panels * kLanes;
   const int64_t lda = kernels_.operand_ld(Compute::f32, d_.rank), most = rows_at_a_time(n_);
   const bool adam = r.rule.kind == RuleKind::adam;
-  float* const change = scratch(2 * most * (ldc + lda));
-  float *const second = change + most * ldc, *const first_rows = second + most * ldc,
-               *const second_rows = first_rows + most * lda;
+  float* const change = scratch(most * (ldc + 2 * lda));
+  float *const first_rows = change + most * ldc, *const second_rows = first_rows + most * lda;
   const float one = 1.0f;
   UpdateJob part = job;
   part.rule = r.rule;
   part.rule.kind = RuleKind::sgd;
   part.n_queries = 1, part.c = &one;
   part.given = change, part.ld_given = ldc;
-  part.given_second = adam ? second : nullptr;
   for (int64_t done = 0; done < n_rows; done += most) {
     const int64_t k = std::min(most, n_rows - done);
     rows_of(r, p, row0 + done, k, moments, first_rows, adam ? second_rows : nullptr);
-    kernels_.exact_gemm(first_rows, k, d_.rank, columns.v.get(), n_panels, change, ldc);
-    if (adam) kernels_.exact_gemm(second_rows, k, d_.rank, columns.v_squared.get(), n_panels, second, ldc);
+    kernels_.exact_gemm({first_rows, d_.rank, columns.v.get()}, k, n_panels, nullptr, change, ldc);
+    if (adam)
+      kernels_.exact_gemm({second_rows, d_.rank, columns.v_squared.get()}, k, n_panels, &r.rule, change, ldc);
     kernels_.apply_update(part, row0 + done, k);
   }
 }
@@ -222,9 +240,8 @@ int64_t LowRankUpdate::bytes(const Kernels& kernels, const LowRank& d, int64_t c
 
 int64_t LowRankUpdate::thread_bytes(const LowRank& d, int64_t cols) {
   const int64_t most = rows_at_a_time(cols);
-  return 2 * most * (panels_of_columns(cols) * kLanes + d.rank + kLanes) *
-             static_cast<int64_t>(sizeof(float)) +
-         most * d.rank * static_cast<int64_t>(sizeof(float));
+  return most * (panels_of_columns(cols) * kLanes + 3 * d.rank + 2 * kLanes) *
+         static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace smezo

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "base/pages.h"
+#include "base/spare_pages.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
 #include "model/factors.h"
@@ -33,6 +33,9 @@ class LowRankUpdate {
   LowRankUpdate(const LowRank& d, uint64_t run_seed, uint32_t tensor_id, int64_t m, int64_t n,
                 const Kernels& kernels)
       : d_(d), run_seed_(run_seed), tensor_id_(tensor_id), m_(m), n_(n), kernels_(kernels) {}
+  ~LowRankUpdate();
+  LowRankUpdate(const LowRankUpdate&) = delete;
+  LowRankUpdate& operator=(const LowRankUpdate&) = delete;
 
   // The next record. Makes its factors; not inside a parallel region. track: before it, and then after it.
   void add(const PendingRecord& r, ThreadPool& pool, FactorSource& factors, Track* track);
@@ -74,6 +77,7 @@ class LowRankUpdate {
   uint32_t tensor_id_;
   int64_t m_, n_;
   const Kernels& kernels_;
+  SparePages* spare_ = nullptr;  // where what is packed comes from and goes
   std::vector<Columns> columns_;
   std::vector<Prepared> records_;
 };

@@ -146,9 +146,8 @@ void SideProduct::prepare(const VisitContext& c, uint32_t id, int64_t m, int64_t
     if (!has_[b]) return;
     const int64_t p0 = item % n_blocks * kBlockPanels, np = std::min(kBlockPanels, n_panels - p0);
     float *const p = sums_[two], *const q = sums_[two + 1];
-    kernels.gemm(c.compute, columns_, rank_, n,
-                 static_cast<const char*>(x[b]) + kernels.packed_bytes(c.compute, n, p0), np, 1.0f,
-                 Epilogue::store, p, kBlockLd);
+    const char* const from = static_cast<const char*>(x[b]) + kernels.packed_bytes(c.compute, n, p0);
+    kernels.gemm(c.compute, {columns_, n, from}, {}, rank_, np, 1.0f, Epilogue::store, p, kBlockLd);
     for (size_t t = 0; t < terms_.size(); ++t) {
       const LowRank& d = terms_[t].factors->direction();
       const int64_t at = static_cast<int64_t>(t) * d.rank * kBlockLd;
@@ -183,18 +182,14 @@ void SideProduct::make_rows(FactorStrip& strip, int64_t row0, int64_t n_rows, in
   strip.query = query;
 }
 
-void SideProduct::add(FactorStrip& strip, int64_t row0, int64_t n_rows, int branch, int64_t panel0,
-                      int64_t n_panels, float* out, int64_t ld) const {
+Terms SideProduct::terms(FactorStrip& strip, int64_t row0, int64_t n_rows, int branch, int64_t panel0) const {
   const size_t b = static_cast<size_t>(branch);
-  if (!has_[b]) return;
+  if (!has_[b]) return {};
   const VisitContext& c = *context_;
-  const Kernels& kernels = *c.kernels;
   const bool by_query = terms_.back().moves && terms_[0].factors->direction().kind == LowRankKind::uv;
   const int query = by_query ? c.branches[b].query : 0;
   if (strip.query != query) make_rows(strip, row0, n_rows, query);
-  kernels.gemm(c.compute, strip.memory, n_rows, rank_,
-               packed_[b] + kernels.packed_bytes(c.compute, rank_, panel0), n_panels, 1.0f, Epilogue::add,
-               out, ld);
+  return {strip.memory, rank_, packed_[b] + c.kernels->packed_bytes(c.compute, rank_, panel0)};
 }
 
 }  // namespace smezo

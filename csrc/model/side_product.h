@@ -14,7 +14,7 @@
 
 namespace smezo {
 
-// Where add() makes rows of u: `memory` for as many rows as the strip has. They hold for one strip, and for
+// Where terms() makes rows of u: `memory` for as many rows as the strip has. They hold for one strip, and for
 // kind uv for one query.
 struct FactorStrip {
   char* memory = nullptr;
@@ -28,10 +28,8 @@ class SideProduct {
   void prepare(const VisitContext& context, uint32_t id, int64_t m, int64_t n, const std::vector<void*>& x,
                int64_t n_panels);
   void clear() { terms_.clear(); }
-  // out [n_rows][ld] += rows [row0, row0 + n_rows) of the product; out begins with the columns of panel0. Any
-  // thread.
-  void add(FactorStrip& strip, int64_t row0, int64_t n_rows, int branch, int64_t panel0, int64_t n_panels,
-           float* out, int64_t ld) const;
+  // What the sums of rows [row0, row0 + n_rows) go on over, from panel0 on. Any thread.
+  Terms terms(FactorStrip& strip, int64_t row0, int64_t n_rows, int branch, int64_t panel0) const;
   // At most, for a product of n features in all; rank: of all terms.
   static int64_t bytes(const Kernels& kernels, Compute compute, int rank, int64_t n, int64_t n_panels,
                        int64_t n_branches, int n_threads);

@@ -87,8 +87,8 @@ SMEZO_HD F rule_step(const Rule& r, F w, F e, F m, F v) {
 
 // TeZO-Adam's change of an element, of the two products that make it. Rounded one after the other.
 template <class F>
-SMEZO_HD F over_root(F m, F v, float step, float scale2, float delta) {
-  return rule_const<F>(step) * (m / lane_sqrt(rule_const<F>(scale2) * v + rule_const<F>(delta)));
+SMEZO_HD F over_root(const Rule& r, F m, F v) {
+  return rule_const<F>(r.step) * (m / lane_sqrt(rule_const<F>(r.scale2) * v + rule_const<F>(r.delta)));
 }
 
 }  // namespace smezo

@@ -16,6 +16,7 @@ namespace amx_emulated {
 
 using smezo::Epilogue;
 using smezo::kLanes;
+using smezo::Terms;
 
 // What amx_gemm.inl takes from vec.h and gemm.inl.
 struct F16 {
@@ -33,6 +34,7 @@ static void finish(F16 sum, float alpha, Epilogue epilogue, float* c) {
   }
 }
 #include "kernels/cpu/amx_tile.h"
+#include "kernels/cpu/terms.inl"
 //
 #include "kernels/cpu/amx_gemm.inl"
 
@@ -84,10 +86,9 @@ void emulated_pack(Compute, const float* x, int64_t ld, int64_t k, int64_t panel
             i < k ? bf16_bits(x[i * ld + p * 16 + t]) : 0;
 }
 template <int64_t (*ld)(int64_t)>
-void emulated_gemm(Compute, const void* strip, int64_t n_rows, int64_t k, const void* packed,
-                   int64_t n_panels, float alpha, Epilogue epilogue, float* c, int64_t ldc) {
-  amx_emulated::multiply_tiles<amx_emulated::EmulatedTiles>(static_cast<const uint16_t*>(strip), ld(k),
-                                                            n_rows, k, static_cast<const uint16_t*>(packed),
+void emulated_gemm(Compute, const Terms& terms, const Terms& more, int64_t n_rows, int64_t n_panels,
+                   float alpha, Epilogue epilogue, float* c, int64_t ldc) {
+  amx_emulated::multiply_tiles<amx_emulated::EmulatedTiles>({terms, ld(terms.k)}, {more, ld(more.k)}, n_rows,
                                                             n_panels, alpha, epilogue, c, ldc);
 }
 
@@ -153,9 +154,12 @@ struct Problem {
   // Rows [row0, row0 + rows) by panels [panel0, panel0 + panels) into c.
   void multiply(int64_t row0, int64_t rows, int64_t panel0, int64_t panels, float alpha, Epilogue epilogue,
                 float* c, int64_t ldc) const {
-    m.gemm(compute, static_cast<char*>(strip.p) + row0 * ld * element_bytes, rows, k,
-           static_cast<char*>(packed.p) + panel0 * m.packed_bytes(compute, k, 1), panels, alpha, epilogue, c,
-           ldc);
+    m.gemm(compute, terms(row0, panel0), more ? more->terms(row0, panel0) : Terms{}, rows, panels, alpha,
+           epilogue, c, ldc);
+  }
+  Terms terms(int64_t row0, int64_t panel0) const {
+    return {static_cast<char*>(strip.p) + row0 * ld * element_bytes, k,
+            static_cast<char*>(packed.p) + panel0 * m.packed_bytes(compute, k, 1)};
   }
 
   const Multiplier& m;
@@ -164,6 +168,7 @@ struct Problem {
   std::vector<float> a, x;
   int64_t element_bytes;
   Aligned strip, packed;
+  const Problem* more = nullptr;
 };
 
 void check_against_double(const Problem& p, const std::vector<float>& c, int64_t ldc) {
@@ -171,13 +176,17 @@ void check_against_double(const Problem& p, const std::vector<float>& c, int64_t
   for (int64_t r = 0; r < p.n_rows; ++r)
     for (int64_t t = 0; t < p.t; ++t) {
       double sum = 0, size = 0;
-      for (int64_t i = 0; i < p.k; ++i) {
-        const double term = static_cast<double>(p.a[static_cast<size_t>(r * p.k + i)]) *
-                            p.x[static_cast<size_t>(i * (p.t + 16) + t)];
-        sum += term;
-        size += std::fabs(term);
+      int64_t n_terms = 0;
+      for (const Problem* of = &p; of; of = of->more) {
+        for (int64_t i = 0; i < of->k; ++i) {
+          const double term = static_cast<double>(of->a[static_cast<size_t>(r * of->k + i)]) *
+                              of->x[static_cast<size_t>(i * (p.t + 16) + t)];
+          sum += term;
+          size += std::fabs(term);
+        }
+        n_terms += of->k;
       }
-      const double bound = size * (static_cast<double>(p.k) + 2) * 0x1p-24 + 1e-30;
+      const double bound = size * (static_cast<double>(n_terms) + 2) * 0x1p-24 + 1e-30;
       if (!(std::fabs(c[static_cast<size_t>(r * ldc + t)] - sum) <= bound)) ++bad;
     }
   if (bad != 0)
@@ -188,9 +197,12 @@ void check_against_double(const Problem& p, const std::vector<float>& c, int64_t
 
 bool same(float a, float b) { return memcmp(&a, &b, 4) == 0; }
 
-void one_problem(const Multiplier& m, Compute compute, int64_t n_rows, int64_t k, int64_t n_panels,
-                 std::mt19937& random) {
-  const Problem p(m, compute, n_rows, k, n_panels, random);
+// k_more: of a second product that the sums go on over; 0: none.
+void one_problem(const Multiplier& m, Compute compute, int64_t n_rows, int64_t k, int64_t k_more,
+                 int64_t n_panels, std::mt19937& random) {
+  const Problem more(m, compute, n_rows, std::max<int64_t>(k_more, 1), n_panels, random);
+  Problem p(m, compute, n_rows, k, n_panels, random);
+  if (k_more > 0) p.more = &more;
   const int64_t ldc = p.t + 16;
   const float guard = 12345.0f;
   std::vector<float> c(static_cast<size_t>(n_rows * ldc), guard);
@@ -233,7 +245,7 @@ TEST(random_shapes) {
         if (m.emulated && compute == Compute::f32) continue;
         const int64_t most_k = m.emulated ? 150 : i % 4 == 0 ? 700 : 100;
         const int64_t n_rows = 1 + random() % 70, k = 1 + random() % most_k, n_panels = 1 + random() % 9;
-        one_problem(m, compute, n_rows, k, n_panels, random);
+        one_problem(m, compute, n_rows, k, i % 2 ? 1 + random() % 90 : 0, n_panels, random);
       }
 }
 
@@ -243,7 +255,8 @@ TEST(sums_longer_than_a_block_of_k) {
     for (Compute compute : {Compute::bf16, Compute::f32}) {
       if (m.emulated) continue;
       for (int64_t k : {1024, 1025, 2049, 3333})
-        one_problem(m, compute, 1 + random() % 60, k, 1 + random() % 5, random);
+        for (int64_t k_more : {0, 48})
+          one_problem(m, compute, 1 + random() % 60, k, k_more, 1 + random() % 5, random);
     }
 }
 
@@ -277,7 +290,7 @@ TEST(non_finite_values_survive) {
           static_cast<float*>(strip.p)[i] = 1.0f;
       }
       t.kernels->pack(compute, x.data(), 16, 8, 0, 1, packed.p);
-      t.kernels->gemm(compute, strip.p, 1, 8, packed.p, 1, 1.0f, Epilogue::store, c.data(), 16);
+      t.kernels->gemm(compute, {strip.p, 8, packed.p}, {}, 1, 1, 1.0f, Epilogue::store, c.data(), 16);
       CHECK(std::isnan(c[3]));
       CHECK(std::isinf(c[5]));
       CHECK(c[0] == 8.0f);
@@ -302,6 +315,8 @@ TEST(exact_products_are_the_same_bits_in_every_set) {
             sum = std::fma(a[static_cast<size_t>(r * k + i)], x[static_cast<size_t>(i * ld + t)], sum);
         }
       }
+      std::vector<float> rooted;  // 0.5 m / sqrt(1.5 v + 100), NaN where v is far below zero
+      for (const float x : want) rooted.push_back(0.5f * (x / std::sqrt(1.5f * x + 1e2f)));
       for (const auto& t : smezo_test::runnable_tables()) {
         const Kernels& kernels = *t.kernels;
         const int64_t lda = kernels.operand_ld(Compute::f32, k);
@@ -310,8 +325,12 @@ TEST(exact_products_are_the_same_bits_in_every_set) {
         Pages packed = allocate_pages(kernels.packed_bytes(Compute::f32, k, n_panels));
         kernels.pack(Compute::f32, x.data(), ld, k, 0, n_panels, packed.get());
         std::vector<float> c(want.size(), 1.0f);
-        kernels.exact_gemm(strip.data(), n_rows, k, packed.get(), n_panels, c.data(), ld);
+        const Terms terms{strip.data(), k, packed.get()};
+        kernels.exact_gemm(terms, n_rows, n_panels, nullptr, c.data(), ld);
         CHECK(std::memcmp(c.data(), want.data(), c.size() * sizeof(float)) == 0);
+        const Rule root{RuleKind::adam, 0.5f, 0, 0, 0, 0, 1.5f, 1e2f};
+        kernels.exact_gemm(terms, n_rows, n_panels, &root, c.data(), ld);
+        CHECK(std::memcmp(c.data(), rooted.data(), c.size() * sizeof(float)) == 0);
       }
     }
   }

@@ -269,10 +269,6 @@ TEST(rules_are_the_definition_bit_for_bit) {
           UpdateJob job{t.view, make_direction(random, NoiseKind::gaussian8, mask, t.view.tensor_id), 0, 1,
                         &one};
           job.given = given.data(), job.ld_given = ld;
-          std::vector<float> second = given;
-          std::reverse(second.begin(), second.end());
-          if (random() % 2)
-            job.given_second = second.data(), job.rule = {RuleKind::sgd, 0.5f, 0, 0, 0, 0, 1.5f, 1e-3f};
           Tensor want = t;
           want.point_to_own();
           UpdateJob expected = job;

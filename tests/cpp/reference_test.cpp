@@ -101,7 +101,8 @@ TEST(product_of_strip_and_packed_activations) {
     scalar().pack(compute, x.data(), ld, k, 1, 2, packed.data());
     for (Epilogue epilogue : {Epilogue::store, Epilogue::add}) {
       std::vector<float> c = before;
-      scalar().gemm(compute, a.data(), n_rows, k, packed.data(), n_panels, 0.5f, epilogue, c.data(), ld);
+      scalar().gemm(compute, {a.data(), k, packed.data()}, {}, n_rows, n_panels, 0.5f, epilogue, c.data(),
+                    ld);
       for (int64_t r = 0; r < n_rows; ++r) {
         for (int64_t t = 0; t < n_panels * kLanes; ++t) {
           double sum = 0;

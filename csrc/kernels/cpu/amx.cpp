@@ -21,9 +21,9 @@ constexpr int64_t kPairPadding = 32;
 #include "kernels/cpu/amx_gemm.inl"
 
 struct Pairs {
-  static void multiply(const uint16_t* strip, int64_t lda, int64_t n_rows, int64_t k, const uint16_t* packed,
+  static void multiply(const TermsOf<uint16_t>& terms, const TermsOf<uint16_t>& more, int64_t n_rows,
                        int64_t n_panels, float alpha, Epilogue epilogue, float* c, int64_t ldc) {
-    multiply_tiles<HardwareTiles>(strip, lda, n_rows, k, packed, n_panels, alpha, epilogue, c, ldc);
+    multiply_tiles<HardwareTiles>(terms, more, n_rows, n_panels, alpha, epilogue, c, ldc);
   }
 };
 

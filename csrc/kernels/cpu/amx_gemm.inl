@@ -9,13 +9,10 @@
 // too, and would find its own gone, or we ours; a released state also spares the context switch 8 KiB.
 
 template <class Tiles, bool two_rows, bool two_panels>
-static void tile_block(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t panel_size, int64_t n_steps,
-                       float* sums) {
-  const int64_t a_stride = lda * 2;
-  Tiles::template zero<0>();
-  if constexpr (two_panels) Tiles::template zero<1>();
-  if constexpr (two_rows) Tiles::template zero<2>();
-  if constexpr (two_rows && two_panels) Tiles::template zero<3>();
+static void add_tiles(const TermsOf<uint16_t>& terms, int64_t row, int64_t panel) {
+  const int64_t n_steps = (terms.k + 31) / 32, panel_size = n_steps * 32 * kLanes;
+  const int64_t lda = terms.lda, a_stride = lda * 2;
+  const uint16_t *a = terms.strip + row * lda, *b = terms.packed + panel * panel_size;
   for (int64_t s = 0; s < n_steps; ++s) {
     Tiles::template load<6>(b, 64);
     if constexpr (two_panels) Tiles::template load<7>(b + panel_size, 64);
@@ -28,6 +25,17 @@ static void tile_block(const uint16_t* a, int64_t lda, const uint16_t* b, int64_
     a += 32;
     b += 32 * kLanes;
   }
+}
+
+template <class Tiles, bool two_rows, bool two_panels>
+static void tile_block(const TermsOf<uint16_t>& terms, const TermsOf<uint16_t>& more, int64_t row,
+                       int64_t panel, float* sums) {
+  Tiles::template zero<0>();
+  if constexpr (two_panels) Tiles::template zero<1>();
+  if constexpr (two_rows) Tiles::template zero<2>();
+  if constexpr (two_rows && two_panels) Tiles::template zero<3>();
+  add_tiles<Tiles, two_rows, two_panels>(terms, row, panel);
+  if (more.k > 0) add_tiles<Tiles, two_rows, two_panels>(more, row, panel);
   constexpr int64_t stride = 2 * kLanes * 4;  // sums: [32 rows][2 panels * 16]
   Tiles::template store<0>(sums, stride);
   if constexpr (two_panels) Tiles::template store<1>(sums + kLanes, stride);
@@ -36,11 +44,9 @@ static void tile_block(const uint16_t* a, int64_t lda, const uint16_t* b, int64_
 }
 
 template <class Tiles>
-static void multiply_tiles(const uint16_t* strip, int64_t lda, int64_t n_rows, int64_t k,
-                           const uint16_t* packed, int64_t n_panels, float alpha, Epilogue epilogue, float* c,
-                           int64_t ldc) {
+static void multiply_tiles(const TermsOf<uint16_t>& terms, const TermsOf<uint16_t>& more, int64_t n_rows,
+                           int64_t n_panels, float alpha, Epilogue epilogue, float* c, int64_t ldc) {
   alignas(64) float sums[32 * 2 * kLanes];
-  const int64_t n_steps = (k + 31) / 32, panel_size = n_steps * 32 * kLanes;
   const int64_t whole = n_rows / 32 * 32;
   // Rows outermost only between the whole tiles and the rest: each needs its own configuration.
   for (int part = 0; part < 2; ++part) {
@@ -53,18 +59,16 @@ static void multiply_tiles(const uint16_t* strip, int64_t lda, int64_t n_rows, i
     for (int64_t p = 0; p < n_panels; p += 2) {
       const bool two_panels = p + 1 < n_panels;
       for (int64_t r = begin; r < end; r += 32) {
-        const uint16_t* a = strip + r * lda;
-        const uint16_t* b = packed + p * panel_size;
         if (rows1 > 0) {
           if (two_panels)
-            tile_block<Tiles, true, true>(a, lda, b, panel_size, n_steps, sums);
+            tile_block<Tiles, true, true>(terms, more, r, p, sums);
           else
-            tile_block<Tiles, true, false>(a, lda, b, panel_size, n_steps, sums);
+            tile_block<Tiles, true, false>(terms, more, r, p, sums);
         } else {
           if (two_panels)
-            tile_block<Tiles, false, true>(a, lda, b, panel_size, n_steps, sums);
+            tile_block<Tiles, false, true>(terms, more, r, p, sums);
           else
-            tile_block<Tiles, false, false>(a, lda, b, panel_size, n_steps, sums);
+            tile_block<Tiles, false, false>(terms, more, r, p, sums);
         }
         for (int64_t i = 0; i < rows; ++i)
           for (int64_t q = 0; q < (two_panels ? 2 : 1); ++q)

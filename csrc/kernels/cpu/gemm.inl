@@ -16,6 +16,7 @@ struct FloatProduct {
   using Element = float;
   using Operand = F16;
   static constexpr int kStep = 1;
+  static constexpr bool kRooted = false;
 #if defined(__AVX512F__)
   static constexpr int kRows = 6, kPanels = 4, kRowsOfOne = 8;
 #else
@@ -28,6 +29,11 @@ struct FloatProduct {
   SMEZO_VEC F16 product_step(F16 sum, F16 a, F16 b) { return fma(a, b, sum); }
 };
 
+// The same, whose finished sums are second moments of those in c (Kernels::exact_gemm).
+struct RootedProduct : FloatProduct {
+  static constexpr bool kRooted = true;
+};
+
 #if defined(__AVX512BF16__)
 // bf16 operands: vdpbf16ps, a pair of k at a time (it flushes denormals and rounds in its own order; that is
 // this set's definition).
@@ -35,6 +41,7 @@ struct PairProduct {
   using Element = uint16_t;
   using Operand = __m512i;
   static constexpr int kStep = 2;
+  static constexpr bool kRooted = false;
   static constexpr int kRows = 6, kPanels = 4, kRowsOfOne = 8;
   static constexpr int64_t kBlock = 1536;
   SMEZO_VEC __m512i broadcast(const uint16_t* a) {
@@ -59,10 +66,21 @@ struct TileEnd {
   int64_t ldc;
   float alpha;
   Epilogue epilogue;
+  const Rule* root;
   // Packed activations the driver wants next: every tile of a block asks for its share while it multiplies,
   // so that the first tile of the next block does not wait for them alone.
   const char* ahead;
   int64_t ahead_step;  // bytes per step, a fraction of the bytes of a step
+};
+
+// Terms of a tile's sums.
+template <class P>
+struct Steps {
+  const typename P::Element* a;
+  int64_t lda;
+  const typename P::Element* b;
+  int64_t panel_size;
+  int64_t n;
 };
 
 SMEZO_VEC void finish(F16 sum, float alpha, Epilogue epilogue, float* c) {
@@ -70,13 +88,36 @@ SMEZO_VEC void finish(F16 sum, float alpha, Epilogue epilogue, float* c) {
   store(c, epilogue == Epilogue::add ? load(c) + sum : sum);
 }
 
+template <class P, int R, int N, bool prefetches>
+SMEZO_VEC void add_steps(const Steps<P>& s, const TileEnd& end, F16 (&sum)[R][N]) {
+  const int64_t ahead_panel = s.panel_size * static_cast<int64_t>(sizeof(typename P::Element));
+  const typename P::Element *a = s.a, *b = s.b;
+  const char* ahead = end.ahead;
+  for (int64_t i = 0; i < s.n; ++i) {
+    if constexpr (prefetches) {
+#pragma GCC unroll 4
+      for (int p = 0; p < N; ++p) __builtin_prefetch(ahead + p * ahead_panel, 0, 2);
+      ahead += end.ahead_step;
+    }
+    typename P::Operand panel[N];
+#pragma GCC unroll 4
+    for (int p = 0; p < N; ++p) panel[p] = P::load_panel(b + p * s.panel_size);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const typename P::Operand x = P::broadcast(a + r * s.lda);
+#pragma GCC unroll 4
+      for (int p = 0; p < N; ++p) sum[r][p] = P::product_step(sum[r][p], x, panel[p]);
+    }
+    a += P::kStep;
+    b += P::kStep * kLanes;
+  }
+}
+
 template <class P>
-using TileFn = void (*)(const typename P::Element* a, int64_t lda, const typename P::Element* b,
-                        int64_t panel_size, int64_t n_steps, const TileEnd& end);
+using TileFn = void (*)(const Steps<P>& steps, const Steps<P>& more, const TileEnd& end);
 
 template <class P, int R, int N>
-static void tile(const typename P::Element* a, int64_t lda, const typename P::Element* b, int64_t panel_size,
-                 int64_t n_steps, const TileEnd& end) {
+static void tile(const Steps<P>& steps, const Steps<P>& more, const TileEnd& end) {
   F16 sum[R][N];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -92,28 +133,15 @@ static void tile(const typename P::Element* a, int64_t lda, const typename P::El
       for (int p = 0; p < N; ++p) __builtin_prefetch(end.c + r * end.ldc + p * kLanes, 1, 3);
     }
   }
-  const int64_t ahead_panel = panel_size * static_cast<int64_t>(sizeof(typename P::Element));
-  const char* ahead = end.ahead;
-  for (int64_t s = 0; s < n_steps; ++s) {
-#pragma GCC unroll 4
-    for (int p = 0; p < N; ++p) __builtin_prefetch(ahead + p * ahead_panel, 0, 2);
-    ahead += end.ahead_step;
-    typename P::Operand panel[N];
-#pragma GCC unroll 4
-    for (int p = 0; p < N; ++p) panel[p] = P::load_panel(b + p * panel_size);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename P::Operand x = P::broadcast(a + r * lda);
-#pragma GCC unroll 4
-      for (int p = 0; p < N; ++p) sum[r][p] = P::product_step(sum[r][p], x, panel[p]);
-    }
-    a += P::kStep;
-    b += P::kStep * kLanes;
-  }
+  add_steps<P, R, N, true>(steps, end, sum);
+  if (end.last && more.n > 0) add_steps<P, R, N, false>(more, end, sum);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int p = 0; p < N; ++p) {
+      if constexpr (P::kRooted) {
+        if (end.last) sum[r][p] = over_root(*end.root, load(end.c + r * end.ldc + p * kLanes), sum[r][p]);
+      }
       if (end.last)
         finish(sum[r][p], end.alpha, end.epilogue, end.c + r * end.ldc + p * kLanes);
       else
@@ -139,13 +167,14 @@ static TileFn<P> tile_for(int rows, int panels) {
 SMEZO_VEC int64_t part_begin(int64_t i, int64_t n, int64_t n_parts) { return i * n / n_parts; }
 
 template <class P>
-static void gemm_strip(const typename P::Element* strip, int64_t lda, int64_t n_rows, int64_t k,
-                       const typename P::Element* packed, int64_t n_panels, float alpha, Epilogue epilogue,
-                       float* c, int64_t ldc) {
+static void gemm_strip(const TermsOf<typename P::Element>& terms, const TermsOf<typename P::Element>& more,
+                       int64_t n_rows, int64_t n_panels, float alpha, Epilogue epilogue, float* c,
+                       int64_t ldc, const Rule* root = nullptr) {
   constexpr int64_t kChunk = 8 * P::kRows;  // rows whose unfinished sums fit on the stack
   alignas(64) float partial[kChunk * P::kPanels * kLanes];
-  const int64_t n_steps = (k + P::kStep - 1) / P::kStep;
+  const int64_t n_steps = (terms.k + P::kStep - 1) / P::kStep;
   const int64_t panel_size = n_steps * P::kStep * kLanes;
+  const int64_t n_more = (more.k + P::kStep - 1) / P::kStep, more_size = n_more * P::kStep * kLanes;
   constexpr int64_t kBlockSteps = P::kBlock / P::kStep;
   const int64_t n_groups = (n_panels + P::kPanels - 1) / P::kPanels;
   for (int64_t g = 0; g < n_groups; ++g) {
@@ -156,12 +185,12 @@ static void gemm_strip(const typename P::Element* strip, int64_t lda, int64_t n_
       const int64_t n_tiles = (chunk + most_rows - 1) / most_rows;
       for (int64_t s0 = 0; s0 < n_steps; s0 += kBlockSteps) {
         const int64_t steps = n_steps - s0 < kBlockSteps ? n_steps - s0 : kBlockSteps;
-        const auto* now = packed + p0 * panel_size + s0 * P::kStep * kLanes;
+        const auto* now = terms.packed + p0 * panel_size + s0 * P::kStep * kLanes;
         // The next block of these panels, or the first of the next group; past the very end a prefetch is
         // harmless.
-        const bool more = s0 + steps < n_steps || row0 + chunk < n_rows;
+        const bool goes_on = s0 + steps < n_steps || row0 + chunk < n_rows;
         const auto* next = s0 + steps < n_steps ? now + steps * P::kStep * kLanes
-                                                : packed + (more ? p0 : p0 + np) * panel_size;
+                                                : terms.packed + (goes_on ? p0 : p0 + np) * panel_size;
         const int64_t ahead_step = 64 / n_tiles;
         for (int64_t t = 0; t < n_tiles; ++t) {
           const int64_t r0 = part_begin(t, chunk, n_tiles), nr = part_begin(t + 1, chunk, n_tiles) - r0;
@@ -173,10 +202,13 @@ static void gemm_strip(const typename P::Element* strip, int64_t lda, int64_t n_
                             ldc,
                             alpha,
                             epilogue,
+                            root,
                             reinterpret_cast<const char*>(next) + t * ahead_step * steps,
                             ahead_step};
-          tile_for<P>(static_cast<int>(nr), static_cast<int>(np))(strip + (row0 + r0) * lda + s0 * P::kStep,
-                                                                  lda, now, panel_size, steps, end);
+          const int64_t row = row0 + r0;
+          tile_for<P>(static_cast<int>(nr), static_cast<int>(np))(
+              {terms.strip + row * terms.lda + s0 * P::kStep, terms.lda, now, panel_size, steps},
+              {more.strip + row * more.lda, more.lda, more.packed + p0 * more_size, more_size, n_more}, end);
         }
       }
     }

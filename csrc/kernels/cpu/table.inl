@@ -23,6 +23,8 @@
 //
 #include "kernels/cpu/activations.inl"
 #include "kernels/cpu/attention.inl"
+#include "kernels/cpu/terms.inl"
+//
 #include "kernels/cpu/gemm.inl"
 #include "kernels/cpu/pack.inl"
 
@@ -31,25 +33,26 @@ static void produce(const OperandJob& job, int64_t row0, int64_t n_rows, void* p
                                                                  row0, n_rows, plus, minus);
 }
 
-static void exact_gemm(const float* strip, int64_t n_rows, int64_t k, const void* packed, int64_t n_panels,
-                       float* c, int64_t ldc) {
-  gemm_strip<FloatProduct>(strip, operand_ld(Compute::f32, k), n_rows, k, static_cast<const float*>(packed),
-                           n_panels, 1.0f, Epilogue::store, c, ldc);
+static void exact_gemm(const Terms& terms, int64_t n_rows, int64_t n_panels, const Rule* root, float* c,
+                       int64_t ldc) {
+  const int64_t lda = operand_ld(Compute::f32, terms.k);
+  if (root)
+    gemm_strip<RootedProduct>({terms, lda}, {{}, 0}, n_rows, n_panels, 1.0f, Epilogue::store, c, ldc, root);
+  else
+    gemm_strip<FloatProduct>({terms, lda}, {{}, 0}, n_rows, n_panels, 1.0f, Epilogue::store, c, ldc);
 }
 
 template <class Pairs>
-static void gemm(Compute compute, const void* strip, int64_t n_rows, int64_t k, const void* packed,
-                 int64_t n_panels, float alpha, Epilogue epilogue, float* c, int64_t ldc) {
-  const int64_t lda = operand_ld(compute, k);
+static void gemm(Compute compute, const Terms& terms, const Terms& more, int64_t n_rows, int64_t n_panels,
+                 float alpha, Epilogue epilogue, float* c, int64_t ldc) {
+  const int64_t lda = operand_ld(compute, terms.k), ld_more = operand_ld(compute, more.k);
   if constexpr (kBf16Operands) {
     if (compute == Compute::bf16) {
-      Pairs::multiply(static_cast<const uint16_t*>(strip), lda, n_rows, k,
-                      static_cast<const uint16_t*>(packed), n_panels, alpha, epilogue, c, ldc);
+      Pairs::multiply({terms, lda}, {more, ld_more}, n_rows, n_panels, alpha, epilogue, c, ldc);
       return;
     }
   }
-  gemm_strip<FloatProduct>(static_cast<const float*>(strip), lda, n_rows, k,
-                           static_cast<const float*>(packed), n_panels, alpha, epilogue, c, ldc);
+  gemm_strip<FloatProduct>({terms, lda}, {more, ld_more}, n_rows, n_panels, alpha, epilogue, c, ldc);
 }
 
 template <class Pairs>

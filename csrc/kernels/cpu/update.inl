@@ -88,15 +88,7 @@ static void copy_given(const UpdateJob& job, int64_t row0, int64_t e, int64_t n,
     const int64_t row = (e + done) / job.w.cols, col = (e + done) % job.w.cols;
     const int64_t piece = job.w.cols - col < n - done ? job.w.cols - col : n - done;
     const int64_t at = (row - row0) * job.ld_given + col;
-    if (job.given_second) {
-      const Rule& r = job.rule;
-      for_lanes(0, piece, [&](int64_t i, auto lanes) {
-        const F16 m = load(job.given + at + i, lanes), v = load(job.given_second + at + i, lanes);
-        store(to + done + i, over_root(m, v, r.step, r.scale2, r.delta), lanes);
-      });
-    } else {
-      memcpy(to + done, job.given + at, static_cast<size_t>(piece) * sizeof(float));
-    }
+    memcpy(to + done, job.given + at, static_cast<size_t>(piece) * sizeof(float));
     done += piece;
   }
 }
@@ -112,7 +104,7 @@ static void update_as(const UpdateJob& job, int64_t row0, int64_t n_rows) {
     const int64_t at = static_cast<int64_t>(e - window_of(e));
     UpdatePiece p{static_cast<int64_t>(e) - job.w.first, n, z + at, random + at, mask_bits + at, w + at};
     // Rows without a gap between them are read where they are.
-    const bool in_place = job.given && job.ld_given == job.w.cols && !job.given_second;
+    const bool in_place = job.given && job.ld_given == job.w.cols;
     if (in_place) p.z = job.given + (static_cast<int64_t>(e) - row0 * job.w.cols);
     if (job.n_queries > 1) start_update<dtype>(job, p);
     for (int q = 0; q < job.n_queries; ++q) {
