@@ -34,22 +34,26 @@ void put_row(const Kernels& kernels, Compute compute, const float* values, int64
   }
 }
 
-// out = M p over columns, [rank][kBlockLd]; one number in the middle: times it.
-void times_middle(const LowRank& d, const std::vector<float>& middle, const float* p, int64_t n_columns,
-                  float* out) {
-  for (int s = 0; s < d.rank; ++s) {
-    float* const to = out + s * kBlockLd;
-    if (d.kind != LowRankKind::uzv) {
-      const float a = middle[d.kind == LowRankKind::uv ? 0 : static_cast<size_t>(s)];
-      for (int64_t i = 0; i < n_columns; ++i) to[i] = a * p[s * kBlockLd + i];
-      continue;
-    }
-    std::fill_n(to, n_columns, 0.0f);
-    for (int t = 0; t < d.rank; ++t) {
-      const float a = middle[static_cast<size_t>(s * d.rank + t)];
-      for (int64_t i = 0; i < n_columns; ++i) to[i] += a * p[t * kBlockLd + i];
-    }
+// out = M p over panels of columns, [rank][kBlockLd]; packed: memory for p.
+void times_middle(const Kernels& kernels, const LowRank& d, const std::vector<float>& middle, const float* p,
+                  int64_t n_panels, float* packed, float* out) {
+  if (d.kind == LowRankKind::uzv) {
+    kernels.pack(Compute::f32, p, kBlockLd, d.rank, 0, n_panels, packed);
+    kernels.exact_gemm({middle.data(), d.rank, packed}, d.rank, n_panels, nullptr, out, kBlockLd);
+    return;
   }
+  for (int s = 0; s < d.rank; ++s) {
+    const float a = middle[d.kind == LowRankKind::uv ? 0 : static_cast<size_t>(s)];
+    for (int64_t i = 0; i < n_panels * kLanes; ++i) out[s * kBlockLd + i] = a * p[s * kBlockLd + i];
+  }
+}
+
+// [rank][rank] as an operand.
+std::vector<float> as_operand(const Kernels& kernels, const std::vector<float>& square, int rank) {
+  const int64_t ld = kernels.operand_ld(Compute::f32, rank);
+  std::vector<float> out(static_cast<size_t>(rank * ld), 0.0f);
+  for (int s = 0; s < rank; ++s) std::copy_n(square.data() + s * rank, rank, out.data() + s * ld);
+  return out;
 }
 
 }  // namespace
@@ -60,7 +64,7 @@ void SideProduct::plan(const Kernels& kernels, Compute compute, int rank, int64_
   packed_.clear(), sums_.clear();
   for (int64_t b = 0; b < n_branches; ++b)
     packed_.push_back(arena_.take<char>(kernels.packed_bytes(compute, rank, n_panels)));
-  for (int i = 0; i < 2 * n_threads; ++i) sums_.push_back(arena_.take<float>(rank * kBlockLd));
+  for (int i = 0; i < 3 * n_threads; ++i) sums_.push_back(arena_.take<float>(rank * kBlockLd));
 }
 
 int64_t SideProduct::bytes(const Kernels& kernels, Compute compute, int rank, int64_t n, int64_t n_panels,
@@ -71,7 +75,7 @@ int64_t SideProduct::bytes(const Kernels& kernels, Compute compute, int rank, in
   return p.arena_.used_bytes();
 }
 
-// What is between the factors of a term for a branch, scaled.
+// What is between the factors of a term for a branch, scaled: one number, one a rank, or an operand.
 std::vector<float> SideProduct::middle_of_branch(const Term& t, const Branch& b) const {
   const LowRank& d = t.factors->direction();
   const float step = rests_ || !t.moves ? 0.0f : static_cast<float>(b.sign) * b.eps;
@@ -81,7 +85,7 @@ std::vector<float> SideProduct::middle_of_branch(const Term& t, const Branch& b)
   if (step != 0) out = t.factors->middle(context_->step, static_cast<uint32_t>(b.query));
   for (size_t i = 0; i < out.size(); ++i)
     out[i] = t.factors->scale() * __builtin_fmaf(step, out[i], t.values ? t.values[i] : 0.0f);
-  return out;
+  return d.kind == LowRankKind::uzv ? as_operand(*context_->kernels, out, d.rank) : out;
 }
 
 // A term for every block, and the direction of this step: in its epoch's term, or (uv: another u) one of its
@@ -142,16 +146,16 @@ void SideProduct::prepare(const VisitContext& c, uint32_t id, int64_t m, int64_t
   }
   const int64_t n_blocks = (n_panels + kBlockPanels - 1) / kBlockPanels;
   c.pool->run(n_branches * n_blocks, [&](int64_t item, int thread) {
-    const size_t b = static_cast<size_t>(item / n_blocks), two = 2 * static_cast<size_t>(thread);
+    const size_t b = static_cast<size_t>(item / n_blocks), mine = 3 * static_cast<size_t>(thread);
     if (!has_[b]) return;
     const int64_t p0 = item % n_blocks * kBlockPanels, np = std::min(kBlockPanels, n_panels - p0);
-    float *const p = sums_[two], *const q = sums_[two + 1];
+    float *const p = sums_[mine], *const q = sums_[mine + 1], *const packed = sums_[mine + 2];
     const char* const from = static_cast<const char*>(x[b]) + kernels.packed_bytes(c.compute, n, p0);
     kernels.gemm(c.compute, {columns_, n, from}, {}, rank_, np, 1.0f, Epilogue::store, p, kBlockLd);
     for (size_t t = 0; t < terms_.size(); ++t) {
       const LowRank& d = terms_[t].factors->direction();
       const int64_t at = static_cast<int64_t>(t) * d.rank * kBlockLd;
-      times_middle(d, middles[b][t], p + at, np * kLanes, q + at);
+      times_middle(kernels, d, middles[b][t], p + at, np, packed, q + at);
     }
     kernels.pack(c.compute, q, kBlockLd, rank_, 0, np,
                  packed_[b] + kernels.packed_bytes(c.compute, rank_, p0));

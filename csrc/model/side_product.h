@@ -57,7 +57,7 @@ class SideProduct {
   Arena arena_;
   char* columns_ = nullptr;    // v of all terms as an operand, [rank][operand_ld(n)]
   std::vector<char*> packed_;  // one a branch
-  std::vector<float*> sums_;   // two a thread, [rank][kBlockLd]
+  std::vector<float*> sums_;   // three a thread, [rank][kBlockLd]
 };
 
 }  // namespace smezo
