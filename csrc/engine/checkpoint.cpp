@@ -1,15 +1,12 @@
-// Deltas and generations of an engine: what training changed, written at the journal's tail (I4) and read
-// back.
+// Deltas of an engine: what training changed, written at the journal's tail (I4) and read back.
+#include "engine/checkpoint.h"
+
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "base/error.h"
 #include "direction/direction.h"
-#include "engine/engine_impl.h"
-#include "engine/generation_interval.h"
 #include "format/codec.h"
 #include "model/catch_up.h"
 
@@ -69,7 +66,7 @@ static void for_each_support(Engine::Impl& m, uint32_t id, int64_t e0, int64_t e
   }
 }
 
-static StateHeader state_header(const Engine::Impl& m) {
+StateHeader state_header(const Engine::Impl& m) {
   StateHeader h;
   h.method_json = to_json(m.header);
   h.base_fingerprint = m.header.base_fingerprint;
@@ -145,17 +142,7 @@ static uint32_t id_of(const Engine::Impl& m, const std::string& name) {
   return id;
 }
 
-namespace {
-
-struct Moments {
-  float* values = nullptr;
-  int64_t n = 0;
-};
-
-}  // namespace
-
-// What this run keeps under the name of a moment; nothing: it is none.
-static Moments moments_of(const Engine::Impl& m, const std::string& name) {
+Moments moments_of(const Engine::Impl& m, const std::string& name) {
   for (int k = 0; k < 2; ++k) {
     const std::string suffix = moment_name("", k);
     if (name.size() <= suffix.size() || name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0)
@@ -164,7 +151,8 @@ static Moments moments_of(const Engine::Impl& m, const std::string& name) {
     if (id >= m.parameters.size()) return {};
     const TensorRequest& r = m.store->request(id);
     if (m.store->streams_state(id)) return {nullptr, k < r.n_moments ? r.rows * r.moments_a_row : 0};
-    return {m.store->moments(id, k), m.store->n_moments(id)};
+    float* const values = m.store->moments(id, k);
+    return {values, values ? m.store->n_moments(id) : 0};
   }
   return {};
 }
@@ -218,262 +206,81 @@ void Engine::Impl::check_state(const StateReader& file, const std::string& where
   }
 }
 
-// Reads a state file's tensors into the working copies.
+static void load_beside(Engine::Impl& m, const StateReader& file, size_t at, uint32_t id,
+                        const std::string& where) {
+  const StateTensor& t = file.tensors()[at];
+  Beside& beside = m.besides->at(id);
+  const int64_t most = m.header.method.most_rank() / m.header.method.rank * beside.block_size;
+  check<FormatError>(t.packed && t.n() % beside.block_size == 0 && t.n() > 0 && t.n() <= most, "delta",
+                     where + " has " + std::to_string(t.n()) + " values of '" + t.name +
+                         "', expected a multiple of " + std::to_string(beside.block_size) + " up to " +
+                         std::to_string(most) + "; was it made with another rank?");
+  beside.values.resize(static_cast<size_t>(t.n()));
+  std::memcpy(beside.values.data(), file.values(at), static_cast<size_t>(t.n()) * sizeof(float));
+}
+
+static void load_overlay(IndexOverlay& overlay, const StateReader& file, size_t at,
+                         const std::string& where) {
+  const StateTensor& t = file.tensors()[at];
+  check<FormatError>(t.packed && t.n() == overlay.n(), "delta",
+                     where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
+                         std::to_string(overlay.n()) + "; was it made with another index set?");
+  std::memcpy(overlay.value.data(), file.values(at), static_cast<size_t>(overlay.n()) * sizeof(float));
+}
+
+static void load_working_copy(Engine::Impl& m, const StateReader& file, size_t from, uint32_t id,
+                              const std::string& where) {
+  const StateTensor& t = file.tensors()[from];
+  const WeightView w = m.store->weight(id);
+  const uint8_t* values = static_cast<const uint8_t*>(file.values(from));
+  const int8_t* tail = file.tail(from);
+  const int64_t size = plane_element_bytes(w.dtype);
+  if (!t.packed) {
+    std::memcpy(w.data, values, static_cast<size_t>(w.n() * size));
+    if (tail) std::memcpy(w.tail, tail, static_cast<size_t>(w.n()));
+    return;
+  }
+  int64_t done = 0;
+  for_each_support(m, id, 0, w.n(), [&](const std::vector<int64_t>& at) {
+    const int64_t k = static_cast<int64_t>(at.size());
+    check<FormatError>(done + k <= t.n(), "delta",
+                       where + " has " + std::to_string(t.n()) + " values of '" + t.name +
+                           "', fewer than the method selects; was it made with another sparsity or seed?");
+    scatter(w, at, values + done * size, tail ? tail + done : nullptr);
+    done += k;
+  });
+  check<FormatError>(done == t.n(), "delta",
+                     where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
+                         std::to_string(done) + "; was it made with another sparsity or seed?");
+}
+
+// Reads a state file's tensors into what lies in memory.
 static void load_state(Engine::Impl& m, const StateReader& file, const std::string& where) {
   m.check_state(file, where);
-  for (const StateTensor& t : file.tensors()) {
-    const size_t at = static_cast<size_t>(file.find(t.name));
+  for (size_t at = 0; at < file.tensors().size(); ++at) {
+    const StateTensor& t = file.tensors()[at];
+    const uint32_t id = id_of(m, t.name);
     if (const Moments kept = moments_of(m, t.name); kept.n > 0) {
       if (kept.values == nullptr) continue;
       std::memcpy(kept.values, file.values(at), static_cast<size_t>(kept.n) * sizeof(float));
-      file.release(at);
+    } else if (m.besides->of(id)) {
+      load_beside(m, file, at, id, where);
+    } else if (m.store->streams_state(id)) {
       continue;
+    } else if (IndexOverlay* const overlay = m.store->overlay(id)) {
+      load_overlay(*overlay, file, at, where);
+    } else {
+      load_working_copy(m, file, at, id, where);
     }
-    const uint32_t id = id_of(m, t.name);
-    if (m.besides->of(id)) {
-      Beside& beside = m.besides->at(id);
-      const int64_t most = m.header.method.most_rank() / m.header.method.rank * beside.block_size;
-      check<FormatError>(t.packed && t.n() % beside.block_size == 0 && t.n() > 0 && t.n() <= most, "delta",
-                         where + " has " + std::to_string(t.n()) + " values of '" + t.name +
-                             "', expected a multiple of " + std::to_string(beside.block_size) + " up to " +
-                             std::to_string(most) + "; was it made with another rank?");
-      beside.values.resize(static_cast<size_t>(t.n()));
-      std::memcpy(beside.values.data(), file.values(at), static_cast<size_t>(t.n()) * sizeof(float));
-      continue;
-    }
-    if (m.store->streams_state(id)) continue;
-    IndexOverlay* const overlay = m.store->overlay(id);
-    const WeightView w = overlay ? m.store->shape(id) : m.store->weight(id);
-    const size_t i = static_cast<size_t>(file.find(t.name));
-    const uint8_t* values = static_cast<const uint8_t*>(file.values(i));
-    const int8_t* tail = file.tail(i);
-    if (overlay) {
-      check<FormatError>(t.packed && t.n() == overlay->n(), "delta",
-                         where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
-                             std::to_string(overlay->n()) + "; was it made with another index set?");
-      std::memcpy(overlay->value.data(), values, static_cast<size_t>(overlay->n()) * sizeof(float));
-      file.release(i);
-      continue;
-    }
-    if (!t.packed) {
-      std::memcpy(w.data, values, static_cast<size_t>(w.n() * plane_element_bytes(w.dtype)));
-      if (tail) std::memcpy(w.tail, tail, static_cast<size_t>(w.n()));
-      file.release(i);
-      continue;
-    }
-    int64_t done = 0;
-    for_each_support(m, id, 0, w.n(), [&](const std::vector<int64_t>& at) {
-      const int64_t k = static_cast<int64_t>(at.size());
-      check<FormatError>(done + k <= t.n(), "delta",
-                         where + " has " + std::to_string(t.n()) + " values of '" + t.name +
-                             "', fewer than the method selects; was it made with another sparsity or seed?");
-      scatter(w, at, values + done * plane_element_bytes(w.dtype), tail ? tail + done : nullptr);
-      done += k;
-    });
-    check<FormatError>(done == t.n(), "delta",
-                       where + " has " + std::to_string(t.n()) + " values of '" + t.name + "', expected " +
-                           std::to_string(done) + "; was it made with another sparsity or seed?");
-    file.release(i);
+    file.release(at);
   }
 }
 
-// In memory what lies there, streamed what does not.
-static void take_state(Engine::Impl& m, const StateReader& file, const std::string& where) {
+void take_state(Engine::Impl& m, const StateReader& file, const std::string& where) {
   load_state(m, file, where);
   if (m.streams_state()) m.store->use_generation(file);
 }
 
 void Engine::Impl::load_delta(const StateReader& delta) { take_state(*this, delta, delta.path()); }
-
-bool Engine::Impl::streams_state() const {
-  for (uint32_t id = 0; id < parameters.size(); ++id) {
-    if (store->streams_state(id)) return true;
-  }
-  return false;
-}
-
-bool Engine::Impl::generation_is_due() const {
-  if (!journal || !is_started || n_committed == newest_generation || !streams_state()) return false;
-  int every = options.generation_every;
-  if (every == 0) {
-    double writing = generation_seconds;
-    if (writing == 0) {
-      for (uint32_t id = 0; id < parameters.size(); ++id) {
-        const int64_t n = store->packs(id) ? store->n_packed(id) : store->shape(id).n();
-        if (store->streams_state(id))
-          writing += static_cast<double>(bytes_of(header.values, n)) / kGuessedWriteBytesPerS;
-      }
-    }
-    every = steps_between_generations(writing, seconds_per_record);
-  }
-  return n_committed - newest_generation >= static_cast<uint32_t>(every);
-}
-
-void Engine::Impl::write_generation_with(const std::function<void()>& forward) {
-  if (journal && n_unsynced > 0) journal->sync();  // I2
-  n_unsynced = 0;
-  std::vector<StateTensor> tensors;
-  std::vector<uint32_t> ids;
-  std::vector<size_t> index(parameters.size()), moments_at(parameters.size());
-  std::vector<std::pair<size_t, Moments>> moments;
-  int64_t n_bytes = 0;
-  for (uint32_t id = 0; id < parameters.size(); ++id) {
-    if (!selection.tensors[id].trained) continue;
-    const IndexOverlay* const overlay = store->overlay(id);
-    StateTensor t;
-    t.name = parameters[id].name;
-    t.dtype = header.values;
-    t.packed = overlay || store->packs(id);
-    t.shape = t.packed ? std::vector<int64_t>{overlay ? overlay->n() : store->n_packed(id)}
-                       : std::vector<int64_t>{parameters[id].rows, parameters[id].cols};
-    n_bytes += bytes_of(t.dtype, t.n());
-    index[id] = tensors.size();
-    const std::string name = t.name;
-    tensors.push_back(std::move(t));
-    ids.push_back(id);
-    const TensorRequest& r = store->request(id);
-    moments_at[id] = tensors.size();
-    for (int k = 0; k < 2; ++k) {
-      const int64_t n = store->streams_state(id) ? (k < r.n_moments ? r.rows * r.moments_a_row : 0)
-                        : store->moments(id, k)  ? store->n_moments(id)
-                                                 : 0;
-      if (n == 0) continue;
-      if (!store->streams_state(id)) moments.emplace_back(tensors.size(), Moments{store->moments(id, k), n});
-      tensors.push_back({moment_name(name, k), DType::F32, {n}, true});
-      n_bytes += n * 4;
-    }
-  }
-  const std::string folder = generations();
-  const auto now = [] { return std::chrono::steady_clock::now(); };
-  const auto begin = now();
-  std::chrono::duration<double> in_forward{0}, in_writes{0};
-  std::vector<char> visited(parameters.size(), false);
-  struct StopWriting {
-    Store& store;
-    ~StopWriting() { store.write_units({}); }
-  };
-  write_generation(folder, state_header(*this), tensors, [&](StateSink& sink) {
-    store->write_units([&](uint32_t id, const Store::UnitState& unit) {
-      visited[id] = true;
-      const auto before = now();
-      if (unit.n > 0) sink.write(index[id], unit.values, unit.tail, unit.n);
-      for (int k = 0; k < store->request(id).n_moments; ++k)
-        sink.write(moments_at[id] + static_cast<size_t>(k), unit.moments[k], nullptr, unit.n_moments);
-      in_writes += now() - before;
-    });
-    // Before what the writer holds: where the forward throws, it has to end first.
-    const StopWriting stop{*store};
-    const auto before = now();
-    forward();
-    in_forward = now() - before;
-    store->finish_writing();
-    for (const uint32_t id : ids) {
-      if (const IndexOverlay* o = store->overlay(id)) {
-        flush();
-        sink.write(index[id], o->value.data(), nullptr, o->n());
-      } else if (store->streams_state(id)) {
-        // What no pass visits.
-        if (!visited[id]) pending->for_state(id, [](const WeightView&, int64_t, int64_t) {});
-        store->finish_writing();
-      } else {
-        pending->for_state(
-            id, [&](const WeightView& w, int64_t, int64_t) { sink.write(index[id], w.data, w.tail, w.n()); });
-      }
-    }
-    flush();
-    for (const auto& [at, kept] : moments) sink.write(at, kept.values, nullptr, kept.n);
-  });
-  newest_generation = n_committed;
-  generation_bytes += n_bytes;
-  if (streams_state()) {
-    store->use_generation(StateReader::open(generation_path(folder, n_committed), StateKind::generation));
-    pending->streamed_state_is_at_tail();
-    // Writing on the way takes one thread of several.
-    generation_seconds =
-        std::chrono::duration<double>(now() - begin - in_forward + in_writes / pool.size()).count();
-  }
-  remove_old_generations(folder, 1);
-}
-
-void Engine::save_generation() {
-  check<ArgumentError>(impl_->journal != nullptr, "generation", "there is no run folder to write it to");
-  if (impl_->header.method.lies_beside()) return;  // the journal alone is as good
-  impl_->write_generation_with([] {});
-}
-
-// The best of three times that `replay` takes.
-template <class Replay>
-static double seconds_of(const Replay& replay) {
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < 3; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    replay();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-  }
-  return best;
-}
-
-double Engine::Impl::measure_replay_rate() {
-  constexpr int64_t kElements = 1 << 17;
-  int64_t n_all = 0, most = 0;
-  uint32_t largest = 0;
-  if (header.method.lies_beside()) return 0;
-  const auto n_of = [&](uint32_t id) {
-    return store->overlay(id) ? store->overlay(id)->n() : store->shape(id).n();
-  };
-  for (uint32_t id = 0; id < parameters.size(); ++id) {
-    if (!selection.tensors[id].trained) continue;
-    n_all += n_of(id);
-    if (n_of(id) > most) most = n_of(id), largest = id;
-  }
-  const TensorMethod& method = selection.tensors[largest];
-  Record zero;
-  zero.step = 1;
-  zero.scalars.assign(static_cast<size_t>(header.method.n_scalars()), 0.0f);
-  RecordRules rules_of_zero(header.method, header.seed, 1);
-  PendingRecord record = rules_of_zero.next(zero);
-  record.resting.clear();
-  for (int i = 1; i < header.method.window; ++i) record.past.push_back({1, record.c});
-  // On a copy: only a committed record may touch what trains (I1).
-  if (const IndexOverlay* overlay = store->overlay(largest)) {
-    IndexOverlay copy = overlay->copy();
-    const WeightView shape = store->shape(largest);
-    const CatchUp once({&method, largest, shape.rows, shape.cols, header.seed}, {record}, kernels, pool,
-                       *factors);
-    const double s = seconds_of([&] { once.apply(shape, &copy, 0, shape.rows); });
-    return s / static_cast<double>(copy.n()) * static_cast<double>(n_all) / pool.size();
-  }
-  WeightView sample = store->shape(largest);
-  const int64_t rows = std::clamp<int64_t>(kElements / sample.cols, 1, sample.rows);
-  const int64_t n = rows * sample.cols;
-  std::vector<float> w0(static_cast<size_t>(n));
-  store->base_values(largest, 0, n, w0.data());
-  std::vector<uint8_t> values(static_cast<size_t>(n * plane_element_bytes(header.values)));
-  std::vector<int8_t> tail(header.values == DType::BF16T8 ? static_cast<size_t>(n) : 0);
-  sample.data = values.data();
-  sample.tail = tail.empty() ? nullptr : tail.data();
-  sample.dtype = header.values;
-  sample.writable = true;
-  sample.rows = rows;
-  for (int64_t e = 0; e < n; ++e) encode_nearest_at(sample, e, w0[static_cast<size_t>(e)]);
-  const CatchUp once({&method, largest, store->shape(largest).rows, sample.cols, header.seed}, {record},
-                     kernels, pool, *factors);
-  const double s = seconds_of([&] { once.apply(sample, nullptr, 0, rows); });
-  return s / static_cast<double>(n) * static_cast<double>(n_all) / pool.size();
-}
-
-void Engine::Impl::load_generation(uint32_t watermark, uint32_t chain) {
-  const StateReader file = open_generation(generations(), watermark, header.base_fingerprint);
-  check<FormatError>(watermark <= n_committed && file.header().journal_tail == chain, "generation",
-                     "'" + file.path() + "' is of step " + std::to_string(watermark) +
-                         " of another journal, expected one of " + journal_path + " (" +
-                         std::to_string(n_committed) + " steps); was the journal replaced?");
-  for (uint32_t id = 0; id < parameters.size(); ++id) {
-    check<FormatError>(!selection.tensors[id].trained || file.find(parameters[id].name) >= 0, "generation",
-                       file.path() + " has no '" + parameters[id].name + "', expected all that trains");
-  }
-  take_state(*this, file, file.path());
-  newest_generation = watermark;
-}
 
 }  // namespace smezo

@@ -1,4 +1,4 @@
-// Open, probe, commit. What is saved lives in checkpoint.cpp.
+// Open, probe, commit. Resuming lives in resume.cpp, what is saved in checkpoint.cpp and generation.cpp.
 #include "engine/engine.h"
 
 #include <algorithm>
@@ -122,102 +122,6 @@ void Engine::Impl::tell_originals() {
     notes.push_back(std::to_string(store->n_originals()) + " of " + std::to_string(n) +
                     " elements of the index set start from the originals that were kept, the others from "
                     "what their quantized weights decode to");
-}
-
-void Engine::Impl::resume(const Opening& opening) {
-  const std::string& path = replays() ? options.journal : journal_path;
-  // A later one than what is replayed is of no use.
-  const std::vector<uint32_t> newest_first = list_generations(generations());
-  const auto usable = std::find_if(newest_first.begin(), newest_first.end(),
-                                   [&](uint32_t w) { return w <= options.replay_to; });
-  const uint32_t watermark = usable == newest_first.end() ? 0 : *usable;
-  uint32_t chain = 0;
-  std::deque<Record> records;
-  const bool looks_back_to_first = options.method.low_rank != LowRankKind::none;
-  const int64_t window = options.method.window;
-  int64_t n_before = 0;
-  uint32_t last = 0;
-  const auto on_record = [&](const Record& r, uint32_t at) {
-    check<FormatError>(r.kind == RecordKind::step || r.kind == RecordKind::skipped, "journal",
-                       path + ": a record of kind " + std::to_string(static_cast<int>(r.kind)) +
-                           ", expected a step; written by a newer release?");
-    if (r.step != last + 1)
-      fail<FormatError>("journal", path + ": a record of step " + std::to_string(r.step) + " after " +
-                                       std::to_string(last) +
-                                       ", expected one a step; put together by another program?");
-    last = r.step;
-    bool finite = std::isfinite(r.lr) && std::isfinite(r.decay);
-    for (const float g : r.scalars) finite &= std::isfinite(g);
-    if (!finite && r.kind == RecordKind::step)
-      fail<FormatError>("journal",
-                        path + ": step " + std::to_string(r.step) +
-                            " has a number that is not finite, expected it recorded as skipped (I11)");
-    if (r.step > options.replay_to) return;
-    n_committed = r.step;
-    replayed_chain = at;
-    if (r.step == watermark) chain = at;
-    if (r.kind != RecordKind::step) return;
-    records.push_back(r);
-    if (r.step > watermark || looks_back_to_first) return;
-    if (++n_before > window) records.pop_front();  // of what the generation holds
-  };
-  JournalState state;
-  if (replays()) {
-    state = read_journal(path, on_record);
-    check<ArgumentError>(options.replay_to == kAllRecords || options.replay_to == n_committed, "replay",
-                         "step " + std::to_string(options.replay_to) + ", expected one of the " +
-                             std::to_string(n_committed) + " that " + path + " holds");
-  } else {
-    journal = std::make_unique<Journal>(Journal::open(path, on_record));
-    state = journal->state();
-  }
-  const RunHeader found = named(path, [&] { return run_header_from_json(state.header_json); });
-  for (const Record& r : records)
-    if (static_cast<int>(r.scalars.size()) != found.method.n_scalars())
-      fail<FormatError>("journal", path + ": step " + std::to_string(r.step) + " has " +
-                                       std::to_string(r.scalars.size()) + " scalars, expected " +
-                                       std::to_string(found.method.n_scalars()) + ", one a query");
-  std::optional<StateReader> delta;
-  if (!options.delta.empty()) {
-    delta = open_delta(options.delta, header.base_fingerprint);
-    header.delta_hash = delta->identity();
-  }
-  // commit refuses such a step, so no run has one; applying it would take memory without end.
-  const int64_t rank = (epoch_of(found.method.low_rank_of(), last) + int64_t{1}) * found.method.rank;
-  check<FormatError>(!found.method.only_reads || rank <= found.method.most_rank(), "journal",
-                     path + ": step " + std::to_string(last) + " makes rank " + std::to_string(rank) +
-                         " beside a base that is only read, expected at most rank_cap " +
-                         std::to_string(found.method.most_rank()) + "; put together by another program?");
-  const std::string differs = difference(header, found);
-  check<ArgumentError>(
-      differs.empty(), "run folder",
-      path + " is of another run: " + differs + "; continue with the same settings or name a new run folder");
-  for (size_t id = 0; id < parameters.size(); ++id)
-    selection.tensors.push_back(tensor_method(found.method, opening.trained[id], opening.layers[id]));
-  check_masks(found, path);
-  if (found.instruction_set != header.instruction_set && !replays()) {
-    notes.push_back("this run was made on " + found.instruction_set + " and continues on " +
-                    header.instruction_set +
-                    ": committed steps replay bit for bit, new ones may differ in the last bits");
-  }
-  if (state.dropped_bytes > 0) {
-    notes.push_back("dropped " + std::to_string(state.dropped_bytes) +
-                    " bytes of an unfinished record at the end of the journal");
-  }
-  header = found;
-  for (size_t id = 0; id < parameters.size(); ++id) selection.tensors[id].mask = header.masks[id];
-  selection.n_selected = header.n_selected;
-  keep_supports();
-  keep_moments();
-  besides = std::make_unique<Besides>(selection.tensors, parameters, *factors, header.seed);
-  if (delta) load_delta(*delta);
-  if (watermark > 0) load_generation(watermark, chain);
-  begin(watermark);
-  rules->pass(std::max<int64_t>(0, n_before - window), watermark);
-  for (const Record& r : records) apply(r);
-  seconds_per_record = measure_replay_rate();
-  is_started = true;
-  flush();
 }
 
 void Engine::Impl::keep_supports() {

@@ -1,4 +1,4 @@
-// The engine's insides, shared by engine.cpp and checkpoint.cpp. Nobody else includes it.
+// The engine's insides, shared by the files that define it. Nobody else includes it.
 #pragma once
 #include <functional>
 #include <memory>
@@ -23,14 +23,14 @@ namespace smezo {
 struct Engine::Impl {
   explicit Impl(const EngineOptions& options);
 
-  void resume(const Opening& opening);
-  void begin(uint32_t watermark);  // nothing is pending yet
-  void apply(const Record& r);     // a step's: to what is in memory anyway, and the rest is pending
+  void resume(const Opening& opening);  // resume.cpp
+  void begin(uint32_t watermark);       // nothing is pending yet
+  void apply(const Record& r);          // a step's: to what is in memory anyway, and the rest is pending
   void keep_moments();
   void keep_supports();   // of streamed state
   void tell_originals();  // a note, where a kept file has not all of the index set
   void flush() { pending->flush(); }
-  // checkpoint.cpp: streamed state
+  // generation.cpp
   bool streams_state() const;
   bool generation_is_due() const;
   // Writes one; `forward` runs a pass on the way (or does nothing), what it does not visit is visited after
