@@ -23,6 +23,7 @@ MIB = 1 << 20
 STEPS = 4
 # Newer kernels count resident pages per processor and add them up now and then.
 SLACK_BYTES = 256 << 10
+GROWTH_SLACK_BYTES = 2 * SLACK_BYTES  # of the difference of two readings
 KEYS = {
     "budget_bytes", "rss_at_open_bytes", "peak_rss_bytes", "peak_is_sampled", "within_budget", "predicted_process_bytes",
     "bytes_by_purpose", "predicted_by_purpose", "cgroup_peak_bytes", "steps", "step_s", "stall_s", "bytes_read_per_step",
@@ -141,9 +142,9 @@ def test_what_the_engine_counts_is_there(measured):
     ring = min(counts["ring"], r["predicted_by_purpose"]["ring"])
     counted = sum(n for name, n in counts.items() if name not in ("ring", "other")) + ring
     grown = {k: last[k] - before[k] for k in ("rss_anon_bytes", "rss_file_bytes")}
-    assert counted > 2 * MIB and grown["rss_anon_bytes"] >= counted - SLACK_BYTES
+    assert counted > 2 * MIB and grown["rss_anon_bytes"] >= counted - GROWTH_SLACK_BYTES
     allowed = counted + counts["other"] + r["predicted_by_purpose"]["mapped base"]
-    assert sum(grown.values()) <= allowed + SLACK_BYTES
+    assert sum(grown.values()) <= allowed + GROWTH_SLACK_BYTES
 
 
 @measures_memory
@@ -156,7 +157,7 @@ def test_purposes_add_up(measured):
     assert found["not accounted for"] <= SLACK_BYTES
     purpose = {"resident": "mapped base", "generations": "supports"}.get(name, "index sets")
     for key in (purpose, "forward"):
-        assert planned[key] > 0 and found[key] == pytest.approx(planned[key], abs=SLACK_BYTES), key
+        assert planned[key] > 0 and found[key] == pytest.approx(planned[key], abs=GROWTH_SLACK_BYTES), key
 
 
 # ---- the split, by hand

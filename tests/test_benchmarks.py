@@ -103,6 +103,7 @@ def test_size_of_a_model_is_known_before_it_is_made(tmp_path, dtype):
     assert 0 < stored - Spec("smollm2-135m", dtype, 1).n_bytes() < 30_000  # headers and tables
 
 
+@pytest.mark.slow
 def test_a_row_runs_and_a_trial_leaves_nothing_in_the_results(tmp_path):
     file = common.RESULTS / streaming.FILE
     before = file.read_bytes() if file.exists() else None

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from quick import quickly
 from test_streaming import batch, run_of, save_base
 
 from pysmezo import ArgumentError, FormatError, LargestMask, MeZO, RandomMask, Runtime, Sensitive, SparseMeZO
@@ -43,7 +44,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", quickly(("sparse-mezo", "sensitive"), METHODS))
 @pytest.mark.parametrize("values", ["auto", "fp32"])
 def test_a_delta_brings_what_opening_it_needs(base, tmp_path, name, values):
     wanted = saved(base, tmp_path, METHODS[name], seed=7, values=values)
@@ -184,7 +185,7 @@ def same(run, wanted) -> bool:
     return all(np.array_equal(run.weights(n), w) for n, w in wanted.items())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", quickly(("sparse-mezo", "sensitive"), METHODS))
 def test_deltas_are_switched_and_added(base, tmp_path, name):
     there = two(base, tmp_path, METHODS[name])
     assert any(not np.array_equal(there["a"][n], there["b"][n]) for n in there["a"])

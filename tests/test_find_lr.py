@@ -154,6 +154,7 @@ def test_picture_and_no_file_else(task, tmp_path, capsys, monkeypatch):
     assert os.listdir(tmp_path) == [find.DEFAULT_PICTURE]
 
 
+@pytest.mark.slow
 def test_curvature_without_an_lr_is_shown_all_the_same(task_down, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib")
     out = tmp_path / "a.png"

@@ -248,6 +248,7 @@ def test_a_journal_is_refused_without_the_file(made, tmp_path):
     assert len(records(tmp_path / "r")) == 1
 
 
+@pytest.mark.slow
 def test_every_kept_element_of_any_set_starts_from_its_original(made, tmp_path):
     _, weights, index, lists, folders, _ = made
     decoded = {n: w.numpy().reshape(-1) for n, w in dequantized(folders["nf4"]).items()}

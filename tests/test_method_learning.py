@@ -217,6 +217,7 @@ def test_a_run_stopped_in_the_middle_ends_as_if_it_had_not_been(work, monkeypatc
         runs.train(work, "run/rt/fzoo/parts", "rt", "fzoo", 0, 2e-3, 3e-3, 60, 20, False)
 
 
+@pytest.mark.slow
 def test_earlier_runs_are_committed_again_bit_for_bit(work):
     method = learning.method_of("mezo")
     key = "final/rt/mezo/seed0"

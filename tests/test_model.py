@@ -9,6 +9,8 @@ pytest.importorskip("pysmezo._core")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from quick import quickly
+
 from pysmezo import MeZO, Runtime
 from pysmezo.errors import ArgumentError, FormatError
 
@@ -103,7 +105,10 @@ def error(got, want):
     return np.abs(got - want).max() / np.abs(want).max()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+QUICK = ("tied", "one_kv_head", "llama3", "dynamic_past_limit", "mlp_bias", "sliding_window")
+
+
+@pytest.mark.parametrize("name", quickly(QUICK, VARIANTS))
 def test_fp32_logits(name, tmp_path):
     model = make(tmp_path / "m", VARIANTS[name])
     # transformers stretches dynamic rope by the longest text it has seen: a fresh model for each text there.

@@ -225,6 +225,7 @@ def test_scalar_is_the_directional_derivative(sparsity):
     assert limit == pytest.approx(one_sided, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_scalar_equals_autograd_when_torch_is_there():
     torch = pytest.importorskip("torch")
     modeling = pytest.importorskip("transformers.models.llama.modeling_llama")

@@ -75,7 +75,7 @@ def opened(base, method, budget, **options):
     return Runtime.from_pretrained(base, method=method, lr=1e-3, eps=1e-2, memory_budget=budget, threads=2, **options)
 
 
-@pytest.mark.parametrize("dtype", quickly(("bf16", "nf4-dq"), ["bf16", "nf4", "nf4-dq", "int8"]))
+@pytest.mark.parametrize("dtype", quickly(("bf16",), ["bf16", "nf4", "nf4-dq", "int8"]))
 @pytest.mark.parametrize("name", METHODS)
 def test_plan_is_what_the_run_holds(bases, tmp_path, name, dtype):
     if name in ("everything", "mezo-adam") and dtype != "bf16":

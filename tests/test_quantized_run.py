@@ -128,7 +128,7 @@ METHODS = {
 }
 
 
-QUICK = {("nf4", "sensitive"), ("bf16", "only gates")}
+QUICK = {("bf16", "only gates")}
 PAIRS = [
     pytest.param(f, m, marks=() if (f, m) in QUICK else pytest.mark.slow, id=f"{f}, {m}")
     for f in FORMATS

@@ -2,8 +2,9 @@
 // for the device meets its fate (crash_simulator.h), and the run is opened again. Nothing that was promised
 // may be missing, and the finished run must be, bit for bit, the one that nothing interrupted.
 //
-//   crash_test [part of a test's name]        SMEZO_CRASH_SEEDS: fates tried at each operation (default 1; 4
-//   make more than 2,000 points)
+//   crash_test [part of a test's name]
+//   SMEZO_CRASH_SEEDS   fates tried at each operation (default 1; 4 make more than 2,000 points)
+//   SMEZO_CRASH_EVERY   of so many operations one is cut at (default 1)
 #include <cstdlib>
 #include <functional>
 #include <optional>
@@ -182,8 +183,19 @@ std::vector<Workload> workloads() {
   EngineOptions few_syncs = options_of("mezo", false);
   few_syncs.sync_every = kSyncEvery;
   const EngineOptions sparse = options_of("sparse-mezo", false), index = options_of("sensitive", true);
+  EngineOptions adam[] = {options_of("mezo", false), options_of("mezo", true)};
+  for (EngineOptions& o : adam) o.method.rule = RuleKind::adam;
+  EngineOptions low_rank = options_of("mezo", false);
+  low_rank.method.low_rank = LowRankKind::uv;
+  low_rank.method.rank = low_rank.method.refresh = 2;
+  EngineOptions beside = low_rank;
+  beside.method.only_reads = true, beside.method.rank_cap = 8;
   return {
       training("resident, a generation on the way", sparse),
+      training("moments, a generation on the way", adam[0]),
+      training("streamed moments", adam[1]),
+      training("low rank on a working copy", low_rank),
+      training("low rank beside the base", beside),
       training("resident, a sync every 3 records", few_syncs),
       training("index set over a streamed base", index),
       training("packed generations", options_of("sparse-mezo", true)),
@@ -309,6 +321,11 @@ void try_cut(const Workload& w, uint64_t seed, Device device, int64_t at, const 
                    std::to_string(seed) + ": " + wrong;
 }
 
+int number_of(const char* variable) {
+  const char* const asked = std::getenv(variable);
+  return asked ? std::max(1, std::atoi(asked)) : 1;
+}
+
 Counts cut_everywhere(const Workload& w, Device device, int n_seeds) {
   std::vector<Bytes> wanted;
   int64_t n_operations = 0;
@@ -325,7 +342,9 @@ Counts cut_everywhere(const Workload& w, Device device, int n_seeds) {
     for (const auto& f : wanted) CHECK(f.size() > 30);
   }
   Counts counts;
+  const int64_t every = number_of("SMEZO_CRASH_EVERY");
   for (int64_t at = 1; at <= n_operations + 1; ++at) {
+    if (at <= n_operations && at % every != 0) continue;
     const int n_fates = at > n_operations ? n_seeds + 6 : n_seeds;  // all that is left is what was not synced
     for (int s = 0; s < n_fates; ++s)
       try_cut(w, static_cast<uint64_t>(at * 1000 + s), device, at, wanted, counts);
@@ -336,8 +355,7 @@ Counts cut_everywhere(const Workload& w, Device device, int n_seeds) {
 }  // namespace
 
 TEST(power_cuts_lose_nothing_that_was_promised) {
-  const char* asked = std::getenv("SMEZO_CRASH_SEEDS");
-  const int n_seeds = asked ? std::max(1, std::atoi(asked)) : 1;
+  const int n_seeds = number_of("SMEZO_CRASH_SEEDS");
   size_t distinct = 0;
   int64_t cuts = 0;
   for (const Workload& w : workloads()) {
