@@ -142,7 +142,7 @@ class Trainer:
         run = self.run
         writer = metrics.Writer(run.run_dir, run.step) if run.run_dir else None
         seconds, peak, skipped, evaluated = 0.0, 0, 0, 0
-        signals = Signals(run.method.rule, run.method.queries)
+        signals = Signals(run.method.parts())
         for line in metrics.lines(run.run_dir) if run.run_dir else ():
             if "type" not in line:
                 seconds += line["seconds"]

@@ -7,13 +7,18 @@ import math
 import statistics
 import time
 
+import numpy as np
 import pytest
 from test_cli import task_dir, train_flags  # noqa: F401 (task_dir is a fixture)
 
 from pysmezo import cli, progress, signals
+from pysmezo.methods import AdaMeZO, HiZOO, MeZO, MeZOAdam, MeZOMomentum, ZOSign
 from pysmezo.signals import LEAST, WINDOW, Signals
 
 KEYS = {"loss_mean", "loss_mean_error", "loss_change", "loss_change_z", "grad_rms", "step_rms"}
+
+
+SGD = MeZO(queries=2).parts()
 
 
 def line(i, loss=0.5, scalars=(3.0, -4.0), lr=1e-3, skipped=False) -> dict:
@@ -21,14 +26,14 @@ def line(i, loss=0.5, scalars=(3.0, -4.0), lr=1e-3, skipped=False) -> dict:
 
 
 def test_first_step():
-    assert Signals().after(line(1)) == {
+    assert Signals(SGD).after(line(1)) == {
         "loss_mean": None, "loss_mean_error": None, "loss_change": None, "loss_change_z": None,
         "grad_rms": math.sqrt(12.5), "step_rms": 1e-3 * 5 / 2,
     }  # fmt: skip
 
 
 def test_window_and_its_halves():
-    s, losses = Signals(), [2.0 - 0.003 * i + 0.1 * math.sin(i * i) for i in range(250)]
+    s, losses = Signals(SGD), [2.0 - 0.003 * i + 0.1 * math.sin(i * i) for i in range(250)]
     for i, loss in enumerate(losses, 1):
         found = s.after(line(i, loss, scalars=(float(i),)))
         assert (found["loss_change"] is None) == (i < LEAST)
@@ -44,22 +49,58 @@ def test_window_and_its_halves():
 
 
 def test_a_skipped_step_is_left_out():
-    s = Signals()
+    s = Signals(SGD)
     before = s.after(line(1)) and s.after(line(2, 0.7))
     after = s.after(line(3, math.nan, (math.inf,), skipped=True))
     assert after == before | {"step_rms": 0.0}
     assert s.after(line(4, None, (), skipped=True)) == after
 
 
-def test_no_step_size_for_another_rule_and_no_trend_of_a_constant():
-    s = Signals("adam")
+def test_no_step_size_with_curvature_and_no_trend_of_a_constant():
+    s = Signals(HiZOO().parts())
     for i in range(WINDOW):
         found = s.after(line(i))
     assert found["step_rms"] is None and found["loss_change"] == 0 and found["loss_change_z"] is None
 
 
+RULES = {
+    "sgd": MeZO(queries=2),
+    "sign": ZOSign(queries=2),
+    "momentum": MeZOMomentum(queries=2),
+    "momentum, summed, window": MeZOMomentum(queries=2, damped=False, window=5),
+    "adam": MeZOAdam(queries=2, beta2=0.9),
+    "adam, as it is": MeZOAdam(queries=2, beta2=0.97, corrected=False),
+    "adam, window": AdaMeZO(queries=2),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_step_size_is_that_of_the_rule_on_many_elements(name):
+    """Against the rule itself, elementwise in float64, on 20,000 elements and random scalars of growing size."""
+    parts, s, rng = RULES[name].parts(), Signals(RULES[name].parts()), np.random.default_rng(1)
+    window, b1, b2 = parts["window"], parts["beta1"], parts["beta2"]
+    add = 1.0 if parts["rule"] == "momentum" and not parts["damped"] else 1 - b1
+    estimates = []
+    for t in range(1, 61):
+        g = rng.normal(size=2) * (1 + t / 60)
+        estimates.append((g @ rng.normal(size=(2, 20_000))) / 2)
+        used = estimates[-window:] if window else estimates
+        m, v = np.zeros(20_000), np.zeros(20_000)
+        for e in used:
+            m, v = b1 * m + add * e, b2 * v + (1 - b2) * e * e
+        if parts["corrected"]:
+            m_hat, v_hat = m / (1 - b1 ** len(used)), v / (1 - b2 ** len(used))
+        else:
+            m_hat, v_hat = m, v
+        step = {"sgd": e, "sign": np.sign(e), "momentum": m, "adam": m_hat / (np.sqrt(v_hat) + 1e-8)}[parts["rule"]]
+        found = s.after(line(t, scalars=tuple(g), lr=0.25))["step_rms"]
+        # v of few steps, or with a short memory, is no constant, and its square root no square root of its mean.
+        within = {"sgd": 0.03, "sign": 1e-12, "momentum": 0.03, "adam": 0.25}[parts["rule"]]
+        assert found == pytest.approx(0.25 * np.sqrt(np.mean(step * step)), rel=within), t
+
+
 def test_continues_from_lines():
-    whole, again = Signals(), Signals()
+    whole, again = Signals(SGD), Signals(SGD)
     lines = [line(i, 1 / i, (1.0 * i,)) for i in range(1, 300)]
     expected = [whole.after(x) for x in lines]
     for x in lines[:200]:
@@ -70,7 +111,7 @@ def test_continues_from_lines():
 
 
 def test_costs_nothing_noticeable():
-    s = Signals()
+    s = Signals(SGD)
     for i in range(WINDOW):
         s.after(line(i))
     begin = time.process_time()
@@ -87,7 +128,7 @@ def test_in_the_lines_of_a_run(task_dir, tmp_path, capsys):  # noqa: F811
     lines = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines()]
     steps = [x for x in lines if "type" not in x]
     assert len(steps) == 24 and all(set(x) >= KEYS for x in steps)
-    again = Signals()
+    again = Signals(SGD)
     for x in steps:
         assert again.after(x) == {key: x[key] for key in KEYS}
         assert x["step_rms"] == pytest.approx(x["lr"] * math.hypot(*x["scalars"]) / 2)
