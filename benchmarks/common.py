@@ -122,10 +122,12 @@ def target(
 
 
 def append(file: str, row: dict) -> None:
-    """One finished piece of work, on disk before the next begins."""
+    """One finished piece of work, on disk before the next begins; not joined to a torn line before it."""
     RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / file, "a") as out:
-        out.write(json.dumps(row) + "\n")
+    path = RESULTS / file
+    torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+    with open(path, "a") as out:
+        out.write("\n" * torn + json.dumps(row) + "\n")
         out.flush()
         os.fsync(out.fileno())
 

@@ -113,7 +113,8 @@ def has_trec(work: Work) -> bool:
             common.append(work.file, {"piece": "data/trec", "not_run": why})
         return False
     if "not_run" in work.done.get("data/trec", {"not_run": ""}):
-        common.append(work.file, {"piece": "data/trec", **learning_data.TREC_PARTS, "test": 500})
+        work.done.pop("data/trec", None)
+        work.piece("data/trec", lambda: {**learning_data.TREC_PARTS, "test": 500})
     return True
 
 

@@ -70,8 +70,8 @@ class LrChoice:
 
 
 def find_eps(engine, batches, progress=lambda done, total: None) -> EpsChoice:
-    """batches: core batches, cycled to 16 probes. 32 branch forwards for each eps tried; stops at the first that agrees. progress(probes done, at most);
-    equal at the end."""
+    """batches: core batches, cycled to 16 probes. 32 branch forwards for each eps tried; stops at the first that agrees, and takes the engine's
+    least_eps where that is larger. progress(probes done, at most); equal at the end."""
     most, done = (len(EPS_GRID) + 1) * N_EPS_BATCHES, 0
 
     def scalars(eps):
@@ -106,7 +106,9 @@ def find_eps(engine, batches, progress=lambda done, total: None) -> EpsChoice:
         )
     # The walk ends at the first that agrees, which is then the best.
     best = min(finite, key=lambda t: t.rms_difference)
-    return EpsChoice(best.eps, best.rms_difference, best.rms_difference <= AGREEMENT, tuple(tried))
+    return EpsChoice(
+        max(best.eps, engine.least_eps), best.rms_difference, best.rms_difference <= AGREEMENT, tuple(tried)
+    )
 
 
 def step_scale(method, grad_rms: float, eps: float) -> float:
@@ -114,14 +116,17 @@ def step_scale(method, grad_rms: float, eps: float) -> float:
     the estimate e (rms of g over the root of the queries), that size; of scalars over the deviation of the losses (eps rms of g), that over
     eps; of moments that add up, 1 - beta1."""
     parts = method.parts()
-    size = grad_rms / math.sqrt(method.queries)
-    if parts.get("estimator") == "deviation":
-        return grad_rms * (eps if parts["over_eps"] else 1.0)
-    if parts.get("estimator") == "sign":
-        return grad_rms
     if parts["rule"] in ("adam", "sign"):
-        return size
-    return 1 - parts["beta1"] if parts["rule"] == "momentum" and not parts["damped"] else 1.0
+        return grad_rms / math.sqrt(method.queries)
+    scale = {"deviation": grad_rms * (eps if parts.get("over_eps") else 1.0), "sign": grad_rms}.get(
+        parts.get("estimator"), 1.0
+    )
+    if parts["rule"] == "momentum":
+        # What an estimate moves a weight by in all, over lr times itself.
+        scale /= (1 if parts["damped"] else 1 / (1 - parts["beta1"])) * (
+            1 - parts["beta1"] ** (parts["window"] or math.inf)
+        )
+    return scale
 
 
 def measure_lr(engine, batches, eps: float, progress=lambda done, total: None, method=None) -> LrChoice:

@@ -266,6 +266,7 @@ class Runtime:
             choice = autotune.find_eps(self._engine, core[: autotune.N_EPS_BATCHES])
             eps = choice.eps
             self.choices |= {"eps": eps, "eps_rms_difference": choice.rms_difference, "eps_agreed": choice.agreed}
+        self._engine.check_eps(eps)  # before minutes of probes
         if lr == "auto":
             choice = autotune.find_lr(self._engine, core, eps, method=self.method)
             lr = choice.lr

@@ -177,6 +177,19 @@ class WholeRows(Dense):
         return np.isin(np.arange(rows), chosen)[:, None]
 
 
+class RandomElements(Dense):
+    """A share of the elements: one of every run of equal length, by the address of its number."""
+
+    def mask(self, name):
+        shape = self.draws.shapes[name]
+        n = int(np.prod(shape))
+        k = max(1, int(n * self.method.fraction + 0.5))
+        draws = core.random_bits("subset", self.draws.seed, 0, 0, self.draws.ids[name], 0, k, 32).astype(object)
+        edges = [j * n // k for j in range(k + 1)]
+        chosen = [edges[i] + (int(draws[i]) * (edges[i + 1] - edges[i]) >> 32) for i in range(k)]
+        return np.isin(np.arange(n), chosen).reshape(shape)
+
+
 class Curved(Dense):
     def hizoo(self, name):
         if name not in self.rules:
@@ -304,6 +317,9 @@ ROWS = {
     "adamezo": (methods.AdaMeZO(adam_eps=1e-4), Dense, 2.0**-4),
     "hizoo": (methods.HiZOO(smoothing=2.0**-12), Curved, 1.0),
     "mazo": (methods.MaZO(fraction=0.1), LargestOfRows, 1.0),
+    "sensitive": (methods.Sensitive(fraction=0.05), RandomElements, 1.0),
+    "sensitive, adam": (methods.Sensitive(fraction=0.05, rule="adam", adam_eps=1e-4), RandomElements, 2.0**-4),
+    "lezo, momentum": (methods.LeZO(drop=0.5, rule="momentum"), Dense, 1.0),
     "random-rows": (methods.RandomRows(fraction=0.2), WholeRows, 1.0),
     "lozo": (methods.LOZO(rank=3, refresh=3), Lozo, 1.0),
     "lozo, queries": (methods.LOZO(rank=2, refresh=50, queries=3), Lozo, 1.0),

@@ -216,6 +216,8 @@ def test_a_picture_that_cannot_be_drawn_is_one_line(task, in_process, tmp_path, 
 class Quadratic:
     """An engine whose loss is g x + h x^2 / 2 + noise along every direction; of direction i g is (-1)^i."""
 
+    least_eps = 0.0
+
     def __init__(self, h: float, third: float = 0.0, scatter=lambda i: 0.0):
         self.h, self.third, self.scatter, self.asked = h, third, scatter, []
 

@@ -11,7 +11,7 @@ import tiny_llama
 from quick import quickly
 from test_step import CONFIG, EPS, LOSS_TOLERANCE, LR, SEED, SHAPE, WEIGHT_SHAPES, a_batch
 
-from pysmezo import ArgumentError, FormatError, Runtime, methods
+from pysmezo import ArgumentError, FormatError, Runtime, autotune, methods
 from pysmezo import _core as core
 from pysmezo.methods import METHODS
 
@@ -149,6 +149,8 @@ def test_the_table_has_a_test_row_for_each_method():
         (methods.MeZO(rule="adam", beta1=1.0), "beta1 1"),
         (methods.MeZO(rule="adam", adam_eps=0.0), "adam_eps 0"),
         (methods.LeZO(drop=1.0), "drop 1"),
+        (methods.LeZO(rule="adam"), "sit steps out with a window, or with adam"),
+        (methods.LeZO(rule="momentum", window=3), "sit steps out with a window"),
     ],
     ids=repr,
 )
@@ -271,3 +273,73 @@ def test_streamed_moments_of_the_vocabulary_are_refused_and_a_window_is_not(base
 def test_a_method_survives_json(name):
     method = METHODS[name]()
     assert methods.from_dict(method.to_dict()) == method
+
+
+# ---- auto with rules and plans of their own
+
+
+class Asked:
+    """An engine whose probes are noted."""
+
+    def __init__(self, engine, probes):
+        self._engine, self._probes = engine, probes
+
+    def probe(self, *of):
+        self._probes.append(of)
+        return self._engine.probe(*of)
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+
+def test_curvature_over_bf16_takes_an_eps_that_it_may_have(base, tmp_path):
+    options, batch = {"method": methods.HiZOO(), "dtype": "bf16"}, a_batch()[0]
+    with Runtime.from_pretrained(base[0], lr=1e-3, eps="auto", run_dir=tmp_path / "a", **options) as run:
+        run.resolve_auto([batch])
+        assert run.eps == pytest.approx(0.01) and not run.train_step(batch).skipped
+    asked = []
+    with Runtime.from_pretrained(base[0], lr="auto", eps=1e-3, run_dir=tmp_path / "b", **options) as run:
+        run._engine, engine = Asked(run._engine, asked), run._engine
+        with pytest.raises(ArgumentError, match="0.001000 for a second difference of bf16 products, expected at least"):
+            run.train_step(batch)
+        assert not asked
+        run._engine = engine
+
+
+@pytest.mark.parametrize("made_by", [methods.MeZO(), methods.TeZO(rank=8)], ids=repr)
+def test_another_methods_delta_is_not_mixed_in_beside_the_base(base, tmp_path, made_by):
+    options = {"lr": LR, "eps": EPS, "dtype": "fp32", "values": "fp32"}
+    with Runtime.from_pretrained(base[0], method=made_by, **options) as run:
+        steps(run, 1)
+        run.save_delta(tmp_path / "other")
+    with Runtime.from_pretrained(base[0], method=methods.TeZO(rank=4), **options) as run:
+        before = final(run)
+        with pytest.raises(
+            (ArgumentError, FormatError), match="other than this run trains|expected a multiple of 4 up to 4"
+        ):
+            run.load_delta("other", tmp_path / "other")
+            run.use({"other": 1.0})
+        assert same(final(run), before)
+
+
+@pytest.mark.parametrize(
+    "method, scale",
+    [
+        (methods.MeZO(), 1.0),
+        (methods.MeZO(rule="adam", queries=4), 5.0),
+        (methods.ZOSign(), 10.0),
+        (methods.ZOSign(of="scalar", queries=4), 10.0),
+        (methods.FZOO(), 10.0),
+        (methods.FZOO(over_eps=True), 0.01),
+        (methods.FZOO(rule="adam", queries=4), 5.0),
+        (methods.FZOO(rule="adam", queries=4, over_eps=True), 5.0),
+        (methods.FZOO(rule="momentum", damped=False), 1.0),
+        (methods.MeZOMomentum(damped=False), 0.1),
+        (methods.MeZOMomentum(window=1), 10.0),
+        (methods.MeZOMomentum(window=1, damped=False), 1.0),
+    ],
+    ids=repr,
+)
+def test_lr_of_a_rule_with_a_size_of_its_own(method, scale):
+    """A weight moves as far as by SGD: sizes by hand, of scalars of size 10 at eps 1e-3."""
+    assert autotune.step_scale(method, 10.0, 1e-3) == pytest.approx(scale)

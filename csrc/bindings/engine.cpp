@@ -251,6 +251,8 @@ void init_engine(py::module_& m) {
   def_open(engine, [](const EngineOptions& o) { return Engine::open(o); });
   engine.def("start", &Engine::start, py::arg("lr"), py::arg("eps"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("started", &Engine::started)
+      .def_property_readonly("least_eps", &Engine::least_eps)
+      .def("check_eps", &Engine::check_eps, py::arg("eps"))
       .def_property_readonly("lr", &Engine::lr)
       .def_property_readonly("eps", &Engine::eps)
       .def_property_readonly("step", &Engine::step)

@@ -168,6 +168,18 @@ void Engine::Impl::check_masks(const RunHeader& h, const std::string& where) con
                            h.method.kind + " makes; damaged?");
 }
 
+// Whole blocks of numbers, no more of them than a run of this method may pile up: products are planned for
+// those.
+static void check_beside(const Engine::Impl& m, const StateTensor& t, int64_t block,
+                         const std::string& where) {
+  const int64_t most = m.header.method.most_rank() / m.header.method.rank * block;
+  check<FormatError>(t.packed && t.n() > 0 && t.n() % block == 0 && t.n() <= most, "delta",
+                     where + " has " + std::to_string(t.n()) + " values of '" + t.name +
+                         "', expected a multiple of " + std::to_string(block) + " up to " +
+                         std::to_string(most) +
+                         "; was it made by another method, or with another rank or rank_cap?");
+}
+
 void Engine::Impl::check_state(const StateReader& file, const std::string& where) const {
   const RunHeader made_by = named(where, [&] { return run_header_from_json(file.header().method_json); });
   check_masks(made_by, where);
@@ -190,6 +202,7 @@ void Engine::Impl::check_state(const StateReader& file, const std::string& where
     check<ArgumentError>(t.dtype == header.values, "delta",
                          where + " holds '" + t.name + "' as " + values_name(t.dtype) + ", this run keeps " +
                              values_name(header.values) + "; set values to match");
+    if (const Beside* const beside = besides->of(id)) check_beside(*this, t, beside->block_size, where);
     if (!t.packed) {
       const int64_t n = store->shape(id).n();
       check<FormatError>(!store->overlay(id), "delta",
@@ -206,15 +219,9 @@ void Engine::Impl::check_state(const StateReader& file, const std::string& where
   }
 }
 
-static void load_beside(Engine::Impl& m, const StateReader& file, size_t at, uint32_t id,
-                        const std::string& where) {
+static void load_beside(Engine::Impl& m, const StateReader& file, size_t at, uint32_t id) {
   const StateTensor& t = file.tensors()[at];
   Beside& beside = m.besides->at(id);
-  const int64_t most = m.header.method.most_rank() / m.header.method.rank * beside.block_size;
-  check<FormatError>(t.packed && t.n() % beside.block_size == 0 && t.n() > 0 && t.n() <= most, "delta",
-                     where + " has " + std::to_string(t.n()) + " values of '" + t.name +
-                         "', expected a multiple of " + std::to_string(beside.block_size) + " up to " +
-                         std::to_string(most) + "; was it made with another rank?");
   beside.values.resize(static_cast<size_t>(t.n()));
   std::memcpy(beside.values.data(), file.values(at), static_cast<size_t>(t.n()) * sizeof(float));
 }
@@ -264,7 +271,7 @@ static void load_state(Engine::Impl& m, const StateReader& file, const std::stri
       if (kept.values == nullptr) continue;
       std::memcpy(kept.values, file.values(at), static_cast<size_t>(kept.n) * sizeof(float));
     } else if (m.besides->of(id)) {
-      load_beside(m, file, at, id, where);
+      load_beside(m, file, at, id);
     } else if (m.store->streams_state(id)) {
       continue;
     } else if (IndexOverlay* const overlay = m.store->overlay(id)) {

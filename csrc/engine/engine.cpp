@@ -138,23 +138,31 @@ std::unique_ptr<Engine> Engine::open(const EngineOptions& options) {
   return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options)));
 }
 
+float Engine::least_eps() const {
+  const bool curved = impl_->header.method.plan == QueryPlan::curved;
+  return curved && impl_->header.compute == Compute::bf16 ? 0.01f : 0.0f;
+}
+
+void Engine::check_eps(float eps) const {
+  check<ArgumentError>(
+      std::isfinite(eps) && eps > 0, "eps",
+      std::to_string(eps) + ", expected a positive number: it is the size of the perturbation");
+  check<ArgumentError>(eps >= least_eps(), "eps",
+                       std::to_string(eps) +
+                           " for a second difference of bf16 products, expected at least 0.01, or dtype "
+                           "fp32: at less it is mostly rounding");
+}
+
 void Engine::start(float lr, float eps) {
   check<ArgumentError>(!impl_->is_started, "start", "the run has started, its lr and eps are fixed");
   check<ArgumentError>(std::isfinite(lr) && lr > 0, "lr",
                        std::to_string(lr) + ", expected a positive number");
-  check<ArgumentError>(
-      std::isfinite(eps) && eps > 0, "eps",
-      std::to_string(eps) + ", expected a positive number: it is the size of the perturbation");
+  check_eps(eps);
   check<ArgumentError>(
       !impl_->streams_state() || !impl_->journal_path.empty(), "run_dir",
       "none, expected one: what trains does not fit in the memory budget, and generations of it need "
       "a place");
-  check<ArgumentError>(
-      impl_->header.method.plan != QueryPlan::curved || impl_->header.compute == Compute::f32 || eps >= 0.01f,
-      "eps",
-      std::to_string(eps) +
-          " for a second difference of bf16 products, expected at least 0.01, or dtype fp32: "
-          "at less it is mostly rounding");
+  impl_->factors->forget();  // of probes at steps that the run may never reach
   impl_->header.lr = lr;
   impl_->header.eps = eps;
   if (!impl_->journal_path.empty())

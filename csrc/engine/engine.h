@@ -105,6 +105,9 @@ class Engine {
   // lr and eps of the run. Writes the journal's header; nothing can be committed before. ArgumentError: not
   // positive, or already started.
   void start(float lr, float eps);
+  // What start takes: 0, or what a second difference needs. ArgumentError.
+  float least_eps() const;
+  void check_eps(float eps) const;
   bool started() const;
   float lr() const;
   float eps() const;

@@ -189,8 +189,9 @@ void Engine::Impl::load_generation(uint32_t watermark, uint32_t chain) {
   const StateReader file = open_generation(generations(), watermark, header.base_fingerprint);
   check<FormatError>(watermark <= n_committed && file.header().journal_tail == chain, "generation",
                      "'" + file.path() + "' is of step " + std::to_string(watermark) +
-                         " of another journal, expected one of " + journal_path + " (" +
-                         std::to_string(n_committed) + " steps); was the journal replaced?");
+                         " of another journal, expected one of " +
+                         (replays() ? options.journal : journal_path) + " (" + std::to_string(n_committed) +
+                         " steps); was the journal replaced?");
   for (uint32_t id = 0; id < parameters.size(); ++id) {
     check<FormatError>(!selection.tensors[id].trained || file.find(parameters[id].name) >= 0, "generation",
                        file.path() + " has no '" + parameters[id].name + "', expected all that trains");

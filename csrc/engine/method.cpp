@@ -115,6 +115,9 @@ void check_parts(const MethodConfig& m) {
       "one loss has none");
   require(m.window == 0 || m.rule == RuleKind::momentum || m.rule == RuleKind::adam,
           std::string("a window with rule ") + rule_name(m.rule) + ", expected momentum or adam");
+  require(m.drop == 0 || (m.window == 0 && (m.rule != RuleKind::adam || !m.corrected)),
+          "layers that sit steps out with a window, or with adam whose bias is taken out, expected moments "
+          "that are kept, and corrected=False: how many steps a moment has seen differs from layer to layer");
 }
 
 }  // namespace

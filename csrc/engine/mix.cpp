@@ -71,9 +71,6 @@ void mix_beside(Engine::Impl& m, const std::vector<Delta>& deltas, uint32_t id) 
     const int64_t at = d.file.find(m.parameters[id].name);
     if (at < 0) continue;
     const size_t i = static_cast<size_t>(at), n = static_cast<size_t>(d.file.tensors()[i].n());
-    check<FormatError>(n > 0 && n % static_cast<size_t>(beside.block_size) == 0, "delta",
-                       d.file.path() + " has " + std::to_string(n) + " values of '" + m.parameters[id].name +
-                           "', expected a multiple of " + std::to_string(beside.block_size));
     const float* const values = static_cast<const float*>(d.file.values(i));
     if (sum.size() < n) sum.resize(n, 0.0);
     for (size_t k = 0; k < n; ++k) sum[k] += d.weight * static_cast<double>(values[k]);

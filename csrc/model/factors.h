@@ -55,6 +55,7 @@ class FactorSource {
       : run_seed_(run_seed), kernels_(kernels), pool_(pool), keeps_all_(keeps_all) {}
   // For what is packed of factors, tensor after tensor.
   SparePages& spare() { return spare_; }
+  void forget() { kept_.clear(); }
   // Not inside a parallel region.
   std::shared_ptr<const Factors> of(const LowRank& d, uint32_t tensor_id, int64_t m, int64_t n,
                                     uint32_t epoch);

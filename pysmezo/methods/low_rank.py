@@ -85,7 +85,8 @@ class TeZO(_LowRank):
     rule: sgd, momentum (TeZO-m) and adam-c (Adam on tau, this library's own) search rank fixed directions of each matrix for the whole run:
     all that training changes is U diag(c) V^T, `rank` numbers a matrix beside a base that is only read, quantized or not. adam divides by the
     root of a separable second moment (equation 8, whose cross terms are left out, as there), changes every weight, and needs working copies.
-    corrected: the paper takes no bias out of the averages (False); adam-c does. Its rank per layer comes from spectra; here it is a number.
+    corrected: False, the bias of the averages stays, as equation 8 is remembered here; TeZOAdamC sets it. adam_eps stands inside adam's
+    root, and outside adam-c's. Matrices alone train: norms and biases, which the paper may move by dense noise, do not. Its rank per layer comes from spectra; here it is a number.
     """
 
     rank: int = 16

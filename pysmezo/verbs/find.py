@@ -62,7 +62,7 @@ def opened(s: dict, method):
         ids = os.path.join(folder, "tokens-train.ids")
         found = data.tokenize(s["model"], s["train"], s["task"], ids, s["max_length"], s["truncate"])
         if s["memory_budget"] is not None:
-            planning.check_budget(planner, {"train": found}, s["batch"], 1)
+            planning.check_budget(planner, {"train": found}, s["batch"], 2)
         with open_runtime(s, method, None) as run:
             for note in run.notes:
                 say(f"note: {note}")
@@ -114,6 +114,7 @@ def find_lr(s: dict, method, out: str):
     with opened(s, method) as (engine, batches):
         walk = _walk(engine, batches) if s["eps"] == "auto" else None
         eps = walk.eps if walk else s["eps"]
+        engine.check_eps(eps)
         choice = autotune.measure_lr(engine, batches, eps, WorkProgress("find-lr", "probe"), method)
         survives = engine.surviving_perturbation(eps, 1)
     found = {
