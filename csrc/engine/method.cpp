@@ -87,6 +87,9 @@ void check_parts(const MethodConfig& m) {
   require(m.rank_cap == 0 || (m.only_reads && m.low_rank != LowRankKind::utv),
           "rank_cap " + std::to_string(m.rank_cap) +
               ", expected it only where factors change beside a base that is only read");
+  require(!m.only_reads || m.low_rank == LowRankKind::utv || m.rank_cap >= m.rank,
+          "rank_cap " + std::to_string(m.rank_cap) +
+              " below the rank of one epoch's factors, expected at least " + std::to_string(m.rank));
   require(m.rank_cap >= 0 && m.rank_cap <= kMaxRank,
           "rank_cap " + std::to_string(m.rank_cap) + ", expected at most " + std::to_string(kMaxRank));
   require(!m.lies_beside() || m.weight_decay == 0,
@@ -115,6 +118,9 @@ void check_parts(const MethodConfig& m) {
       "one loss has none");
   require(m.window == 0 || m.rule == RuleKind::momentum || m.rule == RuleKind::adam,
           std::string("a window with rule ") + rule_name(m.rule) + ", expected momentum or adam");
+  require(
+      m.drop == 0 || !low_rank || m.rule == RuleKind::sgd,
+      std::string("rule ") + rule_name(m.rule) + " of low rank in layers that sit steps out, expected sgd");
   require(m.drop == 0 || (m.window == 0 && (m.rule != RuleKind::adam || !m.corrected)),
           "layers that sit steps out with a window, or with adam whose bias is taken out, expected moments "
           "that are kept, and corrected=False: how many steps a moment has seen differs from layer to layer");
