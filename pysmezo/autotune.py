@@ -118,14 +118,15 @@ def step_scale(method, grad_rms: float, eps: float) -> float:
     parts = method.parts()
     if parts["rule"] in ("adam", "sign"):
         return grad_rms / math.sqrt(method.queries)
-    scale = {"deviation": grad_rms * (eps if parts.get("over_eps") else 1.0), "sign": grad_rms}.get(
-        parts.get("estimator"), 1.0
-    )
+    scale = 1.0
+    if parts.get("estimator") == "deviation":
+        scale = grad_rms * (eps if parts["over_eps"] else 1.0)
+    elif parts.get("estimator") == "sign":
+        scale = grad_rms
     if parts["rule"] == "momentum":
-        # What an estimate moves a weight by in all, over lr times itself.
-        scale /= (1 if parts["damped"] else 1 / (1 - parts["beta1"])) * (
-            1 - parts["beta1"] ** (parts["window"] or math.inf)
-        )
+        # An estimate moves a weight by lr times itself times this, summed over the steps that it counts in.
+        counted = 1 - parts["beta1"] ** (parts["window"] or math.inf)
+        scale /= counted if parts["damped"] else counted / (1 - parts["beta1"])
     return scale
 
 

@@ -314,9 +314,7 @@ def test_another_methods_delta_is_not_mixed_in_beside_the_base(base, tmp_path, m
         run.save_delta(tmp_path / "other")
     with Runtime.from_pretrained(base[0], method=methods.TeZO(rank=4), **options) as run:
         before = final(run)
-        with pytest.raises(
-            (ArgumentError, FormatError), match="other than this run trains|expected a multiple of 4 up to 4"
-        ):
+        with pytest.raises(FormatError, match="expected a multiple of 4 up to 4"):
             run.load_delta("other", tmp_path / "other")
             run.use({"other": 1.0})
         assert same(final(run), before)

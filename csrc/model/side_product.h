@@ -1,7 +1,7 @@
 // What low rank adds to a product without touching its weight: y_b += sum over terms of u (M_b (v^T x_b)). A
 // term is the branch's own direction, or what training has made beside a base that is only read (beside.h).
 // All branches share the weight's one operand; the terms' factors lie side by side, so that there is one
-// product with v and one with u.
+// product with v, and the sums of the weight's product go on over u.
 #pragma once
 #include <cstdint>
 #include <memory>
