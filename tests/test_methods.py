@@ -125,6 +125,27 @@ def test_every_placement_gives_the_same_bits(base, tmp_path, name, values):
         assert same(final(run), at_four)
 
 
+@pytest.mark.parametrize(
+    ("method", "written"), [(methods.SubZero(rank=4, refresh=2), [2, 4, 6]), (methods.LOZO(refresh=2), [4])]
+)
+def test_streamed_records_wait_for_the_end_of_their_factors(base, tmp_path, method, written):
+    """Else they would make them anew at every visit of the weights, however many epochs there are."""
+    streamed = {"memory_budget": "24MiB", "stream_trained": True, "generation_every": 99}
+    options = {"lr": 1e-3, "eps": EPS, "dtype": "fp32", "threads": 2}
+    with Runtime.from_pretrained(base[0], method=method, **options) as run:
+        scalars, tail = steps(run, 7), final(run)
+    with Runtime.from_pretrained(base[0], method=method, run_dir=tmp_path, **options, **streamed) as run:
+        found = []
+        for i in range(7):
+            assert steps(run, 1, i) == scalars[i : i + 1]
+            found.append([p.name for p in (tmp_path / "generations").glob("generation-*")])
+        assert same(final(run), tail)
+    names = [f"generation-{w:010d}.safetensors" for w in written]
+    assert [names for names, before in zip(found, [[], *found], strict=False) if names != before] == [
+        [n] for n in names
+    ]
+
+
 def test_the_table_has_a_test_row_for_each_method():
     assert {method.name for method, _, _ in ROWS.values()} >= set(METHODS) - {
         "sparse-mezo",  # these have test_step.py, test_index_set.py and the rest

@@ -243,6 +243,9 @@ def test_interval_between_generations_is_told(bases):
     rates = {"gemm_flops_per_s": 1e12, "operands_per_s": 1e9}
     every = [p.plan(b, 2, updates_per_s=u, **rates)["generation_every"] for u in (1e13, 1e9, 1e7)]
     assert every[0] == 64 and 64 > every[1] > every[2] >= 1  # the slower records are applied, the fewer wait
+    for method, expected in ((SubZero(rank=4, refresh=10), 10), (LOZO(refresh=10), 20), (LOZO(), 64)):
+        p = planning.planner(bases["bf16"], method, memory_budget="20MiB", stream_trained=True, threads=2)
+        assert p.plan(b, 2)["generation_every"] == expected
     resident = planning.planner(bases["bf16"], SparseMeZO(), memory_budget="200MiB", threads=2).plan(b, 2)
     assert resident["generation_every"] is None and resident["generation_bytes"] == 0
     lines = plan_verb.lines(found | {"predicted_process_bytes": 1}, 2, 8)

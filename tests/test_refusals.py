@@ -1,6 +1,7 @@
 """What a run folder, a batch or a file is refused for, and that nothing is lost by it."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -19,6 +20,7 @@ from pysmezo import (
     cli,
     evaluate,
     memory,
+    methods,
     options,
     packing,
 )
@@ -64,8 +66,40 @@ def test_budgets_that_are_none(text):
         memory.parse_bytes(text)
 
 
-def test_fields_all_methods_have_are_named():
+def test_the_field_that_says_how_much_trains_may_come_first():
     assert SparseMeZO(0.5).sparsity == 0.5 and Sensitive("set.safetensors").index == "set.safetensors"
+    assert methods.LOZO(4).rank == methods.TeZO(4).rank == 4 and methods.MaZO(0.1).fraction == 0.1
+    for take in (lambda: methods.LOZO(2, 50), lambda: methods.MeZO("linear")):
+        with pytest.raises(TypeError, match="positional"):
+            take()
+
+
+def test_values_of_fields_are_of_their_type():
+    method = methods.LOZO(rank=np.int64(4), weight_decay=0, only_reads=False)
+    assert type(method.rank) is int and type(method.weight_decay) is float
+    assert methods.Sensitive(pathlib.Path("set.safetensors")).to_dict()["index"] == "set.safetensors"
+    assert methods.from_dict(method.to_dict()) == method
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda: methods.MeZO(queries=2.5), r"\[MeZO\] queries 2.5, expected an integer"),
+        (lambda: methods.MeZO(queries=True), "queries True, expected an integer"),
+        (lambda: methods.SparseMeZO("0.5"), "sparsity '0.5', expected a number"),
+        (lambda: methods.TeZO(corrected=1), "corrected 1, expected true or false"),
+        (lambda: methods.MeZO(trains=None), "trains None, expected a text"),
+        (lambda: methods.LOZO(refresh=1 << 80), "refresh 1208925819614629174706176, expected at most"),
+        (lambda: methods.MeZO(beta1=0.5), "beta1 0.5 with rule sgd, which does not read it"),
+        (lambda: methods.MeZOMomentum(corrected=False), "corrected False with rule momentum"),
+        (lambda: methods.MeZOAdam(damped=False), "damped False with rule adam"),
+        (lambda: methods.Sensitive("set.safetensors", fraction=0.01), "fraction 0.01 beside an index file"),
+        (lambda: methods.SubZero(rank_cap=32), "rank_cap 32 without only_reads"),
+    ],
+)
+def test_fields_that_cannot_mean_anything(make, found):
+    with pytest.raises(ArgumentError, match=found):
+        make()
 
 
 @pytest.mark.parametrize(

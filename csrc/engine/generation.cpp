@@ -20,6 +20,7 @@ bool Engine::Impl::streams_state() const {
 
 bool Engine::Impl::generation_is_due() const {
   if (!journal || !is_started || n_committed == newest_generation || !streams_state()) return false;
+  if (waited_long_enough(header.method.low_rank_of(), newest_generation + 1, n_committed + 1)) return true;
   int every = options.generation_every;
   if (every == 0) {
     double writing = generation_seconds;

@@ -2,6 +2,9 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+
+#include "direction/low_rank.h"
 
 namespace smezo {
 
@@ -18,6 +21,16 @@ inline int steps_between_generations(double writing_s, double record_s) {
   constexpr double kMost = 64;
   if (record_s <= 0) return static_cast<int>(kMost);
   return static_cast<int>(std::clamp(std::round(std::sqrt(2 * writing_s / record_s)), 1.0, kMost));
+}
+
+// Records that wait make their factors at every visit: of two epochs at most, for which memory is planned,
+// and of one where factors take long to make. 0: no end to them.
+inline int64_t steps_that_may_wait(const LowRank& d) {
+  return d.refresh == 0 ? 0 : static_cast<int64_t>(d.refresh) * (d.kind == LowRankKind::uzv ? 1 : 2);
+}
+// Do those from step `first` on have to be applied before step `next` begins?
+inline bool waited_long_enough(const LowRank& d, uint32_t first, uint32_t next) {
+  return d && epoch_of(d, next) - epoch_of(d, first) >= (d.kind == LowRankKind::uzv ? 1u : 2u);
 }
 
 }  // namespace smezo

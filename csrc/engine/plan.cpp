@@ -312,9 +312,13 @@ double Planner::update_seconds(const Rates& rates) const {
 double Planner::steps_a_generation(const Rates& rates) const {
   if (!streams_trained(options_.memory_budget))
     return rates.updates_per_s > 0 ? kLongestReplay / update_seconds(rates) : 0;
-  if (options_.generation_every > 0) return options_.generation_every;
   const double writing = static_cast<double>(generation_bytes()) / kGuessedWriteBytesPerS;
-  return steps_between_generations(writing, rates.updates_per_s > 0 ? update_seconds(rates) : 0);
+  const int every =
+      options_.generation_every > 0
+          ? options_.generation_every
+          : steps_between_generations(writing, rates.updates_per_s > 0 ? update_seconds(rates) : 0);
+  const int64_t longest = steps_that_may_wait(options_.method.low_rank_of());
+  return static_cast<double>(longest > 0 ? std::min<int64_t>(every, longest) : every);
 }
 
 double Planner::compute_seconds(const Batch& batch, int64_t n_passes, const StepShape& shape,

@@ -8,7 +8,7 @@ from typing import ClassVar
 from .mezo import MeZO
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaMeZO(MeZO):
     """MeZO with Adam's moments rebuilt at every step from the last `window` records (arXiv 2605.00650, algorithm 1): no memory beside the
     weights, `window` passes of noise a step.

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
 from ..errors import ArgumentError
+from .values import check_read, plain
 
 # Words of fields: shared by all methods, checked before a model is opened.
 CHOICES = {
@@ -20,6 +21,10 @@ MOST_BRANCHES = 128
 class Method:
     """Fields every method has. A method is selection x direction x query plan x scalars x rule; a combination that makes no sense is an
     ArgumentError when a model is opened with it.
+
+    Fields are given by name, but for the one that says how much trains (sparsity, rank, index or fraction), which may come first.
+    ArgumentError, when a method is made: a value of another type or out of its range, or a field that the rule
+    does not read.
 
     noise: kind of direction, all with mean 0 and variance 1. gaussian8 is a Gaussian discretised to 256 values, one random byte an element.
     queries: directions a step, averaged (n-SPSA, MeZO appendix A). plan: two-sided asks w + eps z and w - eps z of each; one-sided asks w
@@ -51,6 +56,8 @@ class Method:
 
     def __post_init__(self):
         where = type(self).__name__
+        for f in fields(self):
+            object.__setattr__(self, f.name, plain(where, f, getattr(self, f.name)))
         for name, words in (CHOICES | self.WORDS).items():
             value = getattr(self, name)
             if value not in words:
@@ -65,6 +72,7 @@ class Method:
             raise ArgumentError(
                 f"[{where}] sparsity {sparsity}, expected 0 <= sparsity < 1: it is the frozen fraction, and at 1 nothing would train"
             )
+        check_read(where, fields(self), self)
 
     def to_dict(self) -> dict:
         """Plain JSON form with the method's name under "kind"; `from_dict` reads it back."""

@@ -9,7 +9,7 @@ from ..errors import ArgumentError
 from .base import Method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sensitive(Method):
     """A static index set over a base that stays as it is, quantized or not; its values train in fp32 beside it (SensZOQ, Guo et al. 2024,
     arXiv 2406.02913).
@@ -18,11 +18,11 @@ class Sensitive(Method):
     Over a folder that `pysmezo quantize --keep INDEX_FILE` made, each element that was kept starts from its original value, whatever set it is
     now in; every other one, as without --keep, from what its quantized weight decodes to (`Runtime.notes` counts them where some were not
     kept). Elements that are kept but do not train stay as quantized.
-    fraction, source="random": that share of each block matrix instead, one element in every run of 1/fraction, drawn from the run's seed; a
+    fraction, with no index file: that share of each block matrix instead, one element in every run of 1/fraction, drawn from the run's seed; a
     control, and what memory and speed are measured with.
     """
 
-    index: str | None = field(default=None, metadata={"path": True})
+    index: str | None = field(default=None, kw_only=False, metadata={"path": True})
     fraction: float = 0.001
     source: str | None = None
     trains: str = "linear"
@@ -38,6 +38,10 @@ class Sensitive(Method):
             )
         if self.index is None and not 0 < self.fraction <= 0.5:
             raise ArgumentError(f"[Sensitive] fraction {self.fraction}, expected more than 0 and at most 0.5")
+        if self.index is not None and self.fraction != Sensitive.fraction:
+            raise ArgumentError(
+                f"[Sensitive] fraction {self.fraction} beside an index file, expected one of them: the file says which elements train"
+            )
         object.__setattr__(self, "source", wanted)
 
     def parts(self) -> dict:
@@ -53,7 +57,7 @@ class Sensitive(Method):
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MaZO(Method):
     """The largest weights of every row train (the row-wise mask of MaZO, Zhang et al. 2025, arXiv 2502.11513), in fp32 beside a base that
     stays as it is.
@@ -62,7 +66,7 @@ class MaZO(Method):
     set by gradients is `Sensitive(index=FILE)` with a file of `pysmezo sensitivity --per row`.
     """
 
-    fraction: float = 0.01
+    fraction: float = field(default=0.01, kw_only=False)
     trains: str = "linear"
     name: ClassVar[str] = "mazo"
     PARTS: ClassVar[dict] = {"index_set": "rows"}
@@ -73,7 +77,7 @@ class MaZO(Method):
             raise ArgumentError(f"[MaZO] fraction {self.fraction}, expected more than 0 and at most 0.5")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RandomRows(Method):
     """Whole rows of each matrix train, a share of them drawn from the run's seed, in fp32 beside a base that stays as it is: a control for
     sets that are chosen by element.
@@ -81,7 +85,7 @@ class RandomRows(Method):
     fraction: of the rows of a matrix, at least one.
     """
 
-    fraction: float = 0.01
+    fraction: float = field(default=0.01, kw_only=False)
     trains: str = "linear"
     name: ClassVar[str] = "random-rows"
     PARTS: ClassVar[dict] = {"index_set": "whole-rows"}

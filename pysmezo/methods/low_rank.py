@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..errors import ArgumentError
 from .base import Method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _LowRank(Method):
     def __post_init__(self):
         super().__post_init__()
@@ -17,7 +17,7 @@ class _LowRank(Method):
             raise ArgumentError(f"[{type(self).__name__}] rank {self.rank}, expected 1 to 256")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Refreshed(_LowRank):
     """only_reads: the base stays as it is, quantized or not, and what each epoch of factors has added up piles up beside it, to a rank of
     `rank_cap` in all: refresh * rank_cap / rank steps, after which a step is refused. Else weights are updated at every step."""
@@ -29,6 +29,10 @@ class _Refreshed(_LowRank):
         super().__post_init__()
         if self.refresh < 1:
             raise ArgumentError(f"[{type(self).__name__}] refresh {self.refresh}, expected at least 1 step")
+        if self.rank_cap and not self.only_reads:
+            raise ArgumentError(
+                f"[{type(self).__name__}] rank_cap {self.rank_cap} without only_reads, expected it only where the base is only read"
+            )
         if self.only_reads and not self.rank <= self.rank_cap <= 256:
             raise ArgumentError(
                 f"[{type(self).__name__}] rank_cap {self.rank_cap} over a base that is only read, expected {self.rank} to 256: the rank"
@@ -36,7 +40,7 @@ class _Refreshed(_LowRank):
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LOZO(_Refreshed):
     """Z = U V^T / sqrt(rank) with U of a step and V of `refresh` steps (Chen et al. 2024, arXiv 2410.07698, algorithm 1).
 
@@ -45,7 +49,7 @@ class LOZO(_Refreshed):
     averages U's side, [m, rank] a matrix, and turns it when V is drawn anew. only_reads, rank_cap: see _Refreshed.
     """
 
-    rank: int = 2
+    rank: int = field(default=2, kw_only=False)
     refresh: int = 50
     trains: str = "linear"
     name: ClassVar[str] = "lozo"
@@ -53,7 +57,7 @@ class LOZO(_Refreshed):
     WORDS: ClassVar[dict] = {"rule": ("sgd", "momentum")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LOZOMomentum(LOZO):
     """LOZO with momentum: LOZO(rule="momentum")."""
 
@@ -61,7 +65,7 @@ class LOZOMomentum(LOZO):
     name: ClassVar[str] = "lozo-m"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SubZero(_Refreshed):
     """Z = sqrt(m n) / rank U Z' V^T with orthonormal U, V of `refresh` steps and Z' [rank, rank] of a step (Yu et al. 2024, arXiv
     2410.08989, equations 5 and 6).
@@ -70,7 +74,7 @@ class SubZero(_Refreshed):
     are kept between steps, 2 rank (m + n) bytes a matrix, and made anew in the time of some steps. only_reads, rank_cap: see _Refreshed.
     """
 
-    rank: int = 16
+    rank: int = field(default=16, kw_only=False)
     refresh: int = 1000
     trains: str = "linear"
     name: ClassVar[str] = "subzero"
@@ -78,7 +82,7 @@ class SubZero(_Refreshed):
     WORDS: ClassVar[dict] = {"rule": ("sgd",)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeZO(_LowRank):
     """Z = U diag(tau) V^T / sqrt(rank) with U, V of the run and tau [rank] of a step (Sun et al. 2025, arXiv 2501.19057).
 
@@ -89,7 +93,7 @@ class TeZO(_LowRank):
     root, and outside adam-c's. Matrices alone train: norms and biases, which the paper may move by dense noise, do not. Its rank per layer comes from spectra; here it is a number.
     """
 
-    rank: int = 16
+    rank: int = field(default=16, kw_only=False)
     rule: str = "sgd"
     beta2: float = 0.99
     corrected: bool = False
@@ -108,7 +112,7 @@ class TeZO(_LowRank):
         return found | ({"rule": "adam-c"} if found["rule"] == "adam" and parts["only_reads"] else {})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeZOMomentum(TeZO):
     """TeZO(rule="momentum")."""
 
@@ -116,7 +120,7 @@ class TeZOMomentum(TeZO):
     name: ClassVar[str] = "tezo-m"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeZOAdam(TeZO):
     """TeZO(rule="adam")."""
 
@@ -124,7 +128,7 @@ class TeZOAdam(TeZO):
     name: ClassVar[str] = "tezo-adam"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeZOAdamC(TeZO):
     """TeZO(rule="adam-c", corrected=True)."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .base import Method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SparseMeZO(Method):
     """Perturbs and updates the small weights of each matrix, |w| <= h (Liu et al. 2024, arXiv 2402.15751).
 
@@ -16,27 +16,27 @@ class SparseMeZO(Method):
     bit. The mask is read from the current weights at every step, so the trained set can only shrink.
     """
 
-    sparsity: float = 0.75
+    sparsity: float = field(default=0.75, kw_only=False)
     trains: str = "linear"
     name: ClassVar[str] = "sparse-mezo"
     PARTS: ClassVar[dict] = {"mask": "small"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LargestMask(Method):
     """The other end, a control: trains the largest weights, |w| >= h; sparsity is the frozen fraction."""
 
-    sparsity: float = 0.75
+    sparsity: float = field(default=0.75, kw_only=False)
     trains: str = "linear"
     name: ClassVar[str] = "largest-mask"
     PARTS: ClassVar[dict] = {"mask": "large"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RandomMask(Method):
     """A random fixed mask, a control (R-MeZO of arXiv 2402.15751): Bernoulli at the density that SparseMeZO realises on each matrix."""
 
-    sparsity: float = 0.75
+    sparsity: float = field(default=0.75, kw_only=False)
     trains: str = "linear"
     name: ClassVar[str] = "random-mask"
     PARTS: ClassVar[dict] = {"mask": "random"}

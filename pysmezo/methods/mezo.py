@@ -8,7 +8,7 @@ from typing import ClassVar
 from .base import Method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeZO(Method):
     """Dense zeroth-order SGD (Malladi et al. 2023, arXiv 2305.17333, algorithm 1).
 
@@ -20,7 +20,7 @@ class MeZO(Method):
     name: ClassVar[str] = "mezo"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeZOMomentum(MeZO):
     """MeZO with momentum (appendix B.2). Its paper averages (the default here), torch's SGD adds up (damped=False)."""
 
@@ -28,7 +28,7 @@ class MeZOMomentum(MeZO):
     name: ClassVar[str] = "mezo-momentum"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeZOAdam(MeZO):
     """MeZO with Adam (appendix B.2). Kept moments are eight bytes for each element that trains; window=h rebuilds them instead."""
 
@@ -36,7 +36,7 @@ class MeZOAdam(MeZO):
     name: ClassVar[str] = "mezo-adam"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OneSided(MeZO):
     """g_q = (l(w + eps z_q) - l(w)) / eps, one centre for all queries: Q + 1 branches instead of 2 Q, and a bias of order eps."""
 
@@ -44,7 +44,7 @@ class OneSided(MeZO):
     name: ClassVar[str] = "one-sided"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZOSign(MeZO):
     """Steps of one size (ZO-signSGD, Liu et al. 2019; ZO-SGD-Sign of ZO-Bench, arXiv 2402.11592).
 
@@ -67,7 +67,7 @@ class ZOSign(MeZO):
         return super().fields_of(parts) | {"rule": "sign", "of": "scalar" if scalar else "estimate"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FZOO(MeZO):
     """One-sided queries whose scalars are divided by the standard deviation of their losses (Dang et al. 2025, arXiv 2506.09034).
 
@@ -83,7 +83,7 @@ class FZOO(MeZO):
     PARTS: ClassVar[dict] = {"estimator": "deviation"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HiZOO(MeZO):
     """Directions scaled by a diagonal curvature (Zhao et al. 2024, arXiv 2402.15173, algorithm 1): w, w + eps z / sqrt(h) and
     w - eps z / sqrt(h), then h <- (1 - s) h + s |l+ + l- - 2 l0| / (2 eps^2) h z^2, and the step with the new h.
@@ -103,7 +103,7 @@ class HiZOO(MeZO):
         return super().fields_of(parts) | {"plan": "two-sided"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LeZO(MeZO):
     """Of the decoder's layers a random share sits each step out; what is not in a layer takes part always (Wang et al. 2024, arXiv
     2410.09823).
