@@ -151,6 +151,10 @@ def test_a_diverged_run_is_a_row_like_others():
     rows = [run_row("mezo", 0, 1e-4, 0.7), lost]
     assert "| LOZO | 1 | 0.5000 | diverged | not reached | 1100 | not reached (one seed) |" in tables.table(rows)
     json.dumps(report.result(rows), allow_nan=False)
+    lost["name"], lost["piece"] = "mezo", "run/rt/mezo/seed0"
+    targets = report.result([lost, run_row("lozo", 0, 1e-4, 0.7)])["targets"]
+    why = {t["name"]: t["not_run"] for t in targets}
+    assert why["speed-up of LOZO, demo task"] == "MeZO's last losses are not finite"
 
 
 # -------------------------------------------------------------------------------------------------- pieces and runs
