@@ -69,17 +69,22 @@ class LrChoice:
         return "negative" if self.trace_h < -2 * self.trace_h_error else "lost in its noise"
 
 
-def find_eps(engine, batches, progress=lambda done, total: None) -> EpsChoice:
-    """batches: core batches, cycled to 16 probes. 32 branch forwards for each eps tried; stops at the first that agrees, and takes the engine's
+def _losses_of(engine):
+    return lambda batch, branches, step: engine.probe(batch, branches, step)["losses"]
+
+
+def find_eps(engine, batches, progress=lambda done, total: None, losses=None) -> EpsChoice:
+    """batches: core batches, cycled to 16 probes; or what `losses(batch, branches, step)`, which gives a loss a branch, takes for such. 32 branch forwards for each eps tried; stops at the first that agrees, and takes the engine's
     least_eps where that is larger. progress(probes done, at most); equal at the end."""
     most, done = (len(EPS_GRID) + 1) * N_EPS_BATCHES, 0
+    losses = losses or _losses_of(engine)
 
     def scalars(eps):
         nonlocal done
         out = []
         for i in range(N_EPS_BATCHES):
             branches = [(DIAGNOSTIC_QUERY, +1, eps), (DIAGNOSTIC_QUERY, -1, eps)]
-            plus, minus = (float(x) for x in engine.probe(batches[i % len(batches)], branches, i)["losses"])
+            plus, minus = (float(x) for x in losses(batches[i % len(batches)], branches, i))
             out.append((plus - minus) / (2 * eps))
             done += 1
             progress(done, most)
@@ -130,8 +135,9 @@ def step_scale(method, grad_rms: float, eps: float) -> float:
     return scale
 
 
-def measure_lr(engine, batches, eps: float, progress=lambda done, total: None, method=None) -> LrChoice:
+def measure_lr(engine, batches, eps: float, progress=lambda done, total: None, method=None, losses=None) -> LrChoice:
     """As find_lr, but a curvature that it refuses is a choice without lr. progress(probes done, at most); equal at the end."""
+    losses = losses or _losses_of(engine)
     samples: list[float] = []
     squares = 0.0
     step = max(eps, CURVATURE_EPS)
@@ -142,8 +148,8 @@ def measure_lr(engine, batches, eps: float, progress=lambda done, total: None, m
             branches = [(DIAGNOSTIC_QUERY, +1, step), (DIAGNOSTIC_QUERY, -1, step)]
             # Noise steps after those of find_eps, so that the same directions are not asked twice. The centre is a probe
             # of its own: three branches at once would need more memory than training does.
-            plus, minus = (float(x) for x in engine.probe(batch, branches, N_EPS_BATCHES + i)["losses"])
-            centre = float(engine.probe(batch, [(0, +1, 0.0)], 0)["losses"][0])
+            plus, minus = (float(x) for x in losses(batch, branches, N_EPS_BATCHES + i))
+            centre = float(losses(batch, [(0, +1, 0.0)], 0)[0])
             samples.append((plus + minus - 2 * centre) / step**2)
             squares += ((plus - minus) / (2 * step)) ** 2
             progress(len(samples), MOST_LR_PROBES)
@@ -171,10 +177,10 @@ def lost(choice: LrChoice) -> str:
     )
 
 
-def find_lr(engine, batches, eps: float, progress=lambda done, total: None, method=None) -> LrChoice:
-    """batches: core batches, cycled; 32 to 128 probes of three branches each. ArgumentError when the curvature is lost in its own noise
+def find_lr(engine, batches, eps: float, progress=lambda done, total: None, method=None, losses=None) -> LrChoice:
+    """batches, losses: as find_eps; 32 to 128 probes of three branches each. ArgumentError when the curvature is lost in its own noise
     or negative."""
-    choice = measure_lr(engine, batches, eps, progress, method)
+    choice = measure_lr(engine, batches, eps, progress, method, losses)
     if choice.lr is None:
         raise ArgumentError(lost(choice))
     return choice

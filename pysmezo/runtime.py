@@ -255,23 +255,40 @@ class Runtime:
         """True when lr or eps is "auto" and not resolved yet."""
         return not self.started and "auto" in (self._lr, self._eps)
 
-    def resolve_auto(self, batches) -> None:
-        """Fixes lr and eps, measuring on these batches what is "auto", and writes the journal's header. train_step does it with its own
-        batch when nobody has."""
+    def resolve_auto(self, batches, objective=None) -> None:
+        """Fixes lr and eps, measuring on these batches what is "auto", by the objective that train_step is given, and writes the journal's
+        header. train_step does it with its own batch when nobody has."""
         if self.started:
             return
-        core = [self._pack(b)[1] for b in batches[: autotune.N_LR_PROBES]]
+        packed = [self._pack(b) for b in batches[: autotune.N_LR_PROBES]]
+
+        def losses(batch, branches, step):
+            return self._losses(batch, branches, step, objective)[0]
+
         eps, lr = self._eps, self._lr
         if eps == "auto":
-            choice = autotune.find_eps(self._engine, core[: autotune.N_EPS_BATCHES])
+            choice = autotune.find_eps(self._engine, packed[: autotune.N_EPS_BATCHES], losses=losses)
             eps = choice.eps
             self.choices |= {"eps": eps, "eps_rms_difference": choice.rms_difference, "eps_agreed": choice.agreed}
         self._engine.check_eps(eps)  # before minutes of probes
         if lr == "auto":
-            choice = autotune.find_lr(self._engine, core, eps, method=self.method)
+            choice = autotune.find_lr(self._engine, packed, eps, method=self.method, losses=losses)
             lr = choice.lr
             self.choices |= {"lr": lr, "trace_h": choice.trace_h, "trace_h_error": choice.trace_h_error}
         self._engine.start(lr, eps)
+
+    def _losses(self, batch, branches, step: int, objective) -> tuple[list[float], dict[str, float]]:
+        """(the loss of each branch, seconds by part of the forward where it tells them) of what _pack gave."""
+        packed, core = batch
+        if objective is None:
+            found = self._engine.probe(core, branches, step)
+            return [float(x) for x in found["losses"]], dict(found["parts"])
+        if packed.task == packing.CHOICE_CANDIDATES:
+            raise ArgumentError(
+                "[objective] a choice task, expected a batch of dict(input_ids, attention_mask, labels)"
+            )
+        logits = self._engine.logits(core, branches, step)
+        return [float(objective(x, packed.labels[:, 1], packed.labels[:, 2])) for x in logits], {}
 
     def train_step(self, batch, objective=None, lr_scale: float = 1.0) -> StepResult:
         """One step: probe, scalars, commit. When it returns the step has happened and is durable (but see sync_every).
@@ -280,26 +297,15 @@ class Runtime:
         objective: f(logits fp32 [n_labels, V], labels [n_labels], example_index [n_labels]) -> float, lower is better; no gradient is needed.
         lr_scale: a schedule's factor for this step.
         """
-        packed, core = self._pack(batch)
+        packed = self._pack(batch)
         if not self.started:
-            self.resolve_auto([batch])
+            self.resolve_auto([batch], objective)
         begin = time.perf_counter()
         read, stalled = self._engine.traffic
         written = self._engine.generation_bytes_written
         branches = self._engine.branches()
         step = self.step + 1
-        parts: dict[str, float] = {}
-        if objective is None:
-            found = self._engine.probe(core, branches, step)
-            losses = [float(x) for x in found["losses"]]
-            parts = dict(found["parts"])
-        else:
-            if packed.task == packing.CHOICE_CANDIDATES:
-                raise ArgumentError(
-                    "[objective] a choice task, expected a batch of dict(input_ids, attention_mask, labels)"
-                )
-            logits = self._engine.logits(core, branches, step)
-            losses = [float(objective(x, packed.labels[:, 1], packed.labels[:, 2])) for x in logits]
+        losses, parts = self._losses(packed, branches, step, objective)
         probed = time.perf_counter()
         scalars = self._engine.scalars(branches, losses)
         plus, minus = _sides(branches, losses)

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny_llama
 import tiny_task
 from quick import quickly
 from test_cli import child, failed, train_flags
 
-from pysmezo import ArgumentError, autotune, children, cli, data, presets, report
+from pysmezo import ArgumentError, MeZO, Runtime, autotune, children, cli, data, presets, report
 from pysmezo.methods import METHODS
 from pysmezo.verbs import find
 
@@ -288,3 +289,31 @@ def test_presets_are_listed_without_a_model(capsys):
     for r in rows:
         assert r["source"] and r["read_in"] and r["setting"]
         assert r["lrs"] and all(1e-9 < lr < 1 for lr in r["lrs"]) and (r["eps"] is None or 0 < r["eps"] <= 0.1)
+
+
+def test_auto_goes_by_the_objective(tmp_path):
+    """The likelihood curves upwards where the loss curves downwards, and four times it four times as much."""
+    c = tiny_llama.config(vocab=320)
+    model = tiny_llama.save(tmp_path / "m", c, tiny_llama.to_bf16(tiny_llama.random_weights(c)), "BF16")
+    ids = np.random.default_rng(1).integers(0, 320, (4, 12))
+    batch = {"input_ids": ids, "labels": ids}
+
+    def likelihood(scale):
+        def objective(logits, labels, example):
+            x = logits.astype(np.float64)
+            of_token = x[np.arange(len(labels)), labels] - np.log(np.exp(x).sum(1))
+            return scale * np.mean([of_token[example == e].mean() for e in np.unique(example)])
+
+        return objective
+
+    options = {"method": MeZO(), "lr": "auto", "eps": "auto", "dtype": "fp32", "threads": 2}
+    with Runtime.from_pretrained(model, **options) as run:
+        with pytest.raises(ArgumentError, match=r"tr\(H\) measured as -\d+ .*curves downwards"):
+            run.train_step(batch)
+    found = []
+    for scale in (1, 4):
+        with Runtime.from_pretrained(model, **options) as run:
+            run.train_step(batch, objective=likelihood(scale))
+            assert run.lr == pytest.approx(autotune.LR_CONSTANT / run.choices["trace_h"])
+            found.append(run.choices["trace_h"])
+    assert found[1] == pytest.approx(4 * found[0], rel=0.01)
