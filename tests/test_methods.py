@@ -1,6 +1,8 @@
 """Every row of the table of methods: against the float64 oracle, and the same bits resident, streamed, resumed and
 replayed."""
 
+import json
+
 import bad_runs
 import golden_runs
 import method_oracles
@@ -362,3 +364,20 @@ def test_another_methods_delta_is_not_mixed_in_beside_the_base(base, tmp_path, m
 def test_lr_of_a_rule_with_a_size_of_its_own(method, scale):
     """A weight moves as far as by SGD: sizes by hand, of scalars of size 10 at eps 1e-3."""
     assert autotune.step_scale(method, 10.0, 1e-3) == pytest.approx(scale)
+
+
+@pytest.mark.parametrize("method", [methods.MeZOAdam(), methods.LOZOMomentum()])
+def test_a_generation_without_its_moments_is_refused(base, tmp_path, method):
+    options = {"lr": 1e-3, "eps": EPS, "run_dir": tmp_path, "threads": 2}
+    with Runtime.from_pretrained(base[0], method=method, **options) as run:
+        steps(run, 2)
+        run._engine.save_generation()
+    path = tmp_path / "generations" / "generation-0000000002.safetensors"
+    tensors, metadata = bad_runs.unpacked(path)
+    metadata.pop("crc32c")
+    packed = json.loads(metadata["packed"])
+    lost = next(n for n in packed if n.endswith(".moment0"))
+    packed.remove(lost), tensors.pop(lost)
+    path.write_bytes(bad_runs.sealed(tensors, metadata | {"packed": json.dumps(packed)}))
+    with pytest.raises(FormatError, match=f"has no '{lost}', expected what the rule keeps"):
+        Runtime.from_pretrained(base[0], method=method, **options)

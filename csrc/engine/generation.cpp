@@ -194,8 +194,14 @@ void Engine::Impl::load_generation(uint32_t watermark, uint32_t chain) {
                          (replays() ? options.journal : journal_path) + " (" + std::to_string(n_committed) +
                          " steps); was the journal replaced?");
   for (uint32_t id = 0; id < parameters.size(); ++id) {
-    check<FormatError>(!selection.tensors[id].trained || file.find(parameters[id].name) >= 0, "generation",
+    if (!selection.tensors[id].trained) continue;
+    check<FormatError>(file.find(parameters[id].name) >= 0, "generation",
                        file.path() + " has no '" + parameters[id].name + "', expected all that trains");
+    for (int k = 0; k < 2; ++k) {
+      const std::string name = moment_name(parameters[id].name, k);
+      check<FormatError>(moments_of(*this, name).n == 0 || file.find(name) >= 0, "generation",
+                         file.path() + " has no '" + name + "', expected what the rule keeps of it");
+    }
   }
   take_state(*this, file, file.path());
   newest_generation = watermark;

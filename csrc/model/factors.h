@@ -35,6 +35,10 @@ class Factors {
   static int64_t kept_bytes(const LowRank& d, int64_t m, int64_t n) {
     return d.kind == LowRankKind::uzv ? d.rank * (m + n) * 2 : 0;
   }
+  // What making them takes beside: columns in double, and in float.
+  static int64_t making_bytes(const LowRank& d, int64_t m, int64_t n) {
+    return d.kind == LowRankKind::uzv ? d.rank * (m + n) * 12 : 0;
+  }
 
  private:
   void to_bf16_numbers(float* values, int64_t n) const;

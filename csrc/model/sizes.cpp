@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "model/factors.h"
 #include "model/low_rank_update.h"
 #include "model/rope.h"
 #include "model/side_product.h"
@@ -47,6 +48,7 @@ static int64_t low_rank_bytes(const ModelConfig& c, const Batch& batch, const Fo
   const int64_t n_panels = panels_of(static_cast<int64_t>(batch.tokens.size()));
   int64_t n = kTogether * SideProduct::bytes(*shape.kernels, shape.compute, shape.most_rank, k, n_panels,
                                              shape.n_branches, shape.n_threads);
+  n += Factors::making_bytes(shape.low_rank, k, k);
   if (shape.updates_by_factors)
     n += kTogether * LowRankUpdate::bytes(*shape.kernels, shape.low_rank, k) +
          shape.n_threads * LowRankUpdate::thread_bytes(shape.low_rank, k);
