@@ -119,7 +119,12 @@ def nf4(work: Work) -> dict:
         _pysmezo(out, "quantize", "--model", model, "--dtype", "nf4", *keep, "--out", str(out))
         return made | {"calibration": f"none: {why}, a random set" if why else "WikiText-2, 32 x 256 tokens"}
 
-    return work.piece("base/nf4", make)
+    made = work.piece("base/nf4", make)
+    if any(not (work.folder() / made[k]).exists() for k in ("folder", "index") if k in made):
+        again = make()  # the row is another machine's, or the cache was emptied
+        if not again.items() <= made.items():
+            raise RuntimeError(f"[base/nf4] {again} made here, expected {made}: install torch, or remove the row")
+    return made
 
 
 def _no_calibration() -> str:

@@ -49,10 +49,6 @@ def train(
     with learning.open_run(work, method, seed, lr, eps, "nearest", folder, base_of(work, name)) as run:
         if not run.started:
             run._engine.start(lr, eps)
-        if not (math.isclose(run.lr, lr, rel_tol=1e-6) and math.isclose(run.eps, eps, rel_tol=1e-6)):
-            raise RuntimeError(
-                f"{folder} has a run of lr {run.lr:g}, eps {run.eps:g}, expected {lr:g}, {eps:g}: remove it"
-            )
         row = {"method": fields_of(method), "name": name, "task": task, "seed": seed, "lr": lr, "eps": eps}
         row |= {"branches": method.n_branches, "forwards": forwards, "density": learning.density(run, False)}
 

@@ -40,7 +40,23 @@ def engine_arguments(
     replay_to=None,
 ) -> dict:
     """The keyword arguments that `_core.Engine` and `_core.Planner` take. dtype nf4 and int8 say how the base is stored; inputs of products
-    are rounded as with auto then."""
+    are rounded as with auto then. ArgumentError: an option out of its range, or one of streaming without a memory budget."""
+    for name, value, least, most in (
+        ("threads", threads, 1, 1024),
+        ("generation_every", generation_every, 0, 1 << 30),
+        ("n_readers", n_readers, 0, 64),
+        ("ring_bytes", ring_bytes, 0, 1 << 40),
+    ):
+        if value is not None and not least <= value <= most:
+            raise ArgumentError(f"[{name}] {value}, expected {least} to {most}")
+    if memory_budget is None:
+        for name, value in (
+            ("stream_trained", stream_trained),
+            ("cached_reads", cached_reads),
+            ("ring_bytes", ring_bytes),
+        ):
+            if value:
+                raise ArgumentError(f"[{name}] no memory_budget, expected one: without it nothing is streamed")
     return {
         "model_dir": str(model),
         "run_dir": "" if run_dir is None else str(run_dir),

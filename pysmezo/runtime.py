@@ -18,6 +18,18 @@ from .methods import Method, SparseMeZO, described_by_delta, described_by_journa
 from .results import ProbeResult, StepResult
 
 
+def _check_begun(engine, lr, eps) -> None:
+    """ArgumentError: the run began with another lr or eps than is asked for."""
+    if not engine.started:
+        return
+    for name, asked, found in (("lr", lr, engine.lr), ("eps", eps, engine.eps)):
+        if asked != "auto" and np.float32(asked) != np.float32(found):
+            raise ArgumentError(
+                f'[run] {name} {asked:g}, but the run in this folder began with {found:g}, expected the same or "auto"; train_step\'s'
+                " lr_scale is what may change from step to step"
+            )
+
+
 class Runtime:
     """A model that trains. Use `Runtime.from_pretrained`; a context manager closes it."""
 
@@ -146,6 +158,11 @@ class Runtime:
         rss_at_open = memory.rss_bytes()
         memory.reset_peak()
         engine, run_dir = _core.Engine(**arguments), arguments["run_dir"]
+        try:
+            _check_begun(engine, lr, eps)
+        except ArgumentError:
+            engine.close()
+            raise
         model = Path(arguments["model_dir"])
         return cls(
             engine, method, lr, eps, arguments["seed"], task, model, Path(run_dir) if run_dir else None, rss_at_open
@@ -162,8 +179,8 @@ class Runtime:
         if self._tokenizer is not None:
             self._tokenizer.close()
             self._tokenizer = None
-        self._engine.close()
         self._closed = True
+        self._engine.close()
 
     def _check_open(self) -> None:
         # The engine has let go of its journal: a step it took now would be lost.
@@ -201,14 +218,16 @@ class Runtime:
         """Name -> tensor id of every parameter (invariant I6)."""
         return {name: i for i, (name, *_) in enumerate(self._engine.tensors)}
 
-    def diagnostics(self) -> dict[str, float]:
+    def diagnostics(self) -> dict[str, float | None]:
         """n_trained: elements the method selected at the start. n_parameters: all of the model's. surviving_perturbation: cos^2 of the direction
-        that was asked for and the one that operand rounding left (1: nothing lost), at the run's eps and the next step."""
+        that was asked for and the one that operand rounding left (1: nothing lost), at the run's eps and the next step; None before the run has an eps. 1 for low rank, whose factors products take as they are."""
         n_all = sum(rows * cols for _, rows, cols, _ in self._engine.tensors)
         return {
             "n_trained": self._engine.n_trained,
             "n_parameters": n_all,
-            "surviving_perturbation": self._engine.surviving_perturbation(self._engine.eps, self.step + 1),
+            "surviving_perturbation": self._engine.surviving_perturbation(self._engine.eps, self.step + 1)
+            if self.started
+            else None,
         }
 
     def weights(self, name: str) -> np.ndarray:

@@ -25,7 +25,7 @@ from . import index_file, memory
 from .activations import Activations
 from .block_halves import WHERE, Model, plan_of
 from .errors import ArgumentError
-from .methods import MeZO
+from .methods.mezo import LEAST
 from .progress import mib
 from .runtime import Runtime
 from .top_elements import PER, TopElements
@@ -80,13 +80,11 @@ def sensitivity(
     ids = _ids(model, data, sequences, length, seed)
     at_start, begin = memory.rss_bytes(), time.monotonic()
     with ExitStack() as stack:
-        # Trains as little as can be: of the base nothing is copied.
-        method = MeZO(trains="model.norm.weight")
-        run = stack.enter_context(Runtime.from_pretrained(model, method=method, values="fp32", threads=threads))
+        run = stack.enter_context(Runtime.from_pretrained(model, method=LEAST, values="fp32", threads=threads))
         _check_ids(ids, run._engine)
         m = Model(run, trains)
         plan = plan_of(m, *ids.shape, per, fraction, budget)
-        folder = None if plan.in_memory else os.path.dirname(os.path.abspath(out or "."))
+        folder = None if plan.in_memory else os.path.dirname(os.path.abspath(out)) if out else os.getcwd()
         if say is not None:
             say(_described(plan, m, ids, folder))
         kept = stack.enter_context(closing(Activations(m.n_blocks + 2, *ids.shape, m.width, folder)))

@@ -124,6 +124,18 @@ def base_bytes(model_dir) -> int:
     return sum(e.stat().st_size for e in os.scandir(model_dir) if e.name.endswith(".safetensors"))
 
 
+class _Measured:
+    """Keeps what "auto" came to in run.json: a run that is opened again does not measure it again."""
+
+    def __init__(self, content: dict):
+        self._content = content
+
+    def on_measured(self, trainer) -> None:
+        if trainer.run.choices:
+            self._content["choices"] = trainer.run.choices
+            write_run(trainer.run.run_dir, self._content)
+
+
 class Session:
     """One training command, new or gone on with."""
 
@@ -145,9 +157,9 @@ class Session:
 
     def train(self) -> tuple[bool, dict]:
         """(interrupted, the result object of --json)."""
-        from .trainer import check_warmup
+        from .trainer import check_steps
 
-        check_warmup(self.settings["warmup"], self.settings["steps"])
+        check_steps(self.method, self.settings["steps"], self.settings["warmup"])
         made = not os.path.exists(self.run_dir)
         os.makedirs(self.run_dir, exist_ok=True)
         try:
@@ -228,11 +240,9 @@ class Session:
         curve = self.sets.get("dev") or (self.sets.get("eval") if s["eval_every"] else None)
         trainer = Trainer(
             run, self.sets["train"], curve, steps=s["steps"], batch=s["batch"], schedule=s["schedule"],
-            warmup=s["warmup"], eval_every=s["eval_every"], callbacks=self.callbacks,
+            warmup=s["warmup"], eval_every=s["eval_every"], callbacks=(_Measured(content), *self.callbacks),
         )  # fmt: skip
         fit = trainer.fit()
-        if run.choices:
-            content["choices"] = run.choices
         content |= {"lr": run.lr, "eps": run.eps, "diagnostics": run.diagnostics()}
         delta_path, delta_bytes = os.path.join(self.run_dir, DELTA_FILE), None
         if not fit.interrupted:

@@ -5,7 +5,7 @@
 | loss_mean, loss_mean_error | mean loss of the last 100 steps, and its standard error |
 | loss_change, loss_change_z | mean of the newer half of them less that of the older, and the same in its standard errors: below -2 it learns, above 2 it falls apart |
 | grad_rms | root mean square of the scalars g of those steps: growing with a loss that does not fall, lr or eps is too large |
-| step_rms | root mean square by which this step changes a trained weight, weight decay apart: beside eps and the weights' own size |
+| step_rms | root mean square by which this step changes a trained weight, weight decay apart: beside eps and the weights' own size; of LeZO: one in a layer that takes part |
 
 step_rms follows from the scalars alone, as directions are independent and of variance 1: exact in expectation for sgd and sign; for momentum
 from the last 100 steps; for adam the root mean square of m over the root of the mean of v, close once v averages some steps.

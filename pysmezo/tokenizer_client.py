@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 
@@ -53,12 +54,13 @@ class TokenizerClient:
         return np.asarray(found, np.int32)
 
     def close(self) -> None:
-        if self._child is not None:
-            self._child.stdin.close()
-            self._child.stdout.close()
-            self._child.stderr.close()
-            self._child.wait()
-            self._child = None
+        child, self._child = self._child, None
+        if child is None:
+            return
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            with suppress(BrokenPipeError):  # what a child that ended was not told
+                pipe.close()
+        child.wait()
 
     def _ask(self, request: dict) -> dict:
         if self._child is None:
@@ -72,11 +74,15 @@ class TokenizerClient:
         except TypeError as e:
             raise ArgumentError(f"[tokenize] {e} in a batch, expected texts and numbers") from None
         try:
-            self._child.stdin.write(line + "\n")
-            self._child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it ended already; its last words are read below
-        answer = self._child.stdout.readline()
+            with suppress(BrokenPipeError):  # it ended already; its last words are read below
+                self._child.stdin.write(line + "\n")
+                self._child.stdin.flush()
+            answer = self._child.stdout.readline()
+        except BaseException:
+            # An answer that nobody has read would be taken for that to the next request.
+            self._child.kill()
+            self.close()
+            raise
         if not answer:
             stderr, code = self._child.stderr.read(), self._child.wait()
             self._child = None

@@ -40,9 +40,14 @@ def schedule_factor(schedule: str, step: int, steps: int, warmup: int = 0) -> fl
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def check_warmup(warmup: int, steps: int) -> None:
+def check_steps(method, steps: int, warmup: int) -> None:
     if warmup > steps:
         raise ArgumentError(f"[trainer] warmup {warmup}, expected at most steps, which is {steps}")
+    if method.most_steps is not None and steps > method.most_steps:
+        raise ArgumentError(
+            f"[trainer] steps {steps}, expected at most {method.most_steps}: then what piles up beside the base has rank_cap"
+            f" {method.rank_cap}; a larger rank_cap or refresh allows more"
+        )
 
 
 def dataset_scores(run, data: Dataset, batch: int, progress=lambda done, total: None):
@@ -131,7 +136,7 @@ class Trainer:
         ):
             if value < least:
                 raise ArgumentError(f"[trainer] {name} {value}, expected at least {least}")
-        check_warmup(warmup, steps)
+        check_steps(run.method, steps, warmup)
         self.run, self.train, self.eval = run, train, eval
         self.steps, self.batch, self.schedule, self.warmup = steps, batch, schedule, warmup
         self.eval_every, self.callbacks = eval_every, tuple(callbacks)

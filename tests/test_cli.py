@@ -17,6 +17,8 @@ import tiny_llama
 import tiny_task
 
 from pysmezo import ArgumentError, FormatError, SparseMeZO, children, cli, options
+from pysmezo.session import open_runtime
+from pysmezo.verbs import evaluate as eval_verb
 
 JSON_KEYS = {
     "steps_skipped",
@@ -171,7 +173,7 @@ def locked(run_dir):
         yield
 
 
-def test_train_eval_inspect(task_dir, tmp_path, capsys):
+def test_train_eval_inspect(task_dir, tmp_path, capsys, monkeypatch):
     run_dir = tmp_path / "run"
     assert cli.main(["train", *train_flags(task_dir, run_dir), "--eval-every", "4", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -188,6 +190,18 @@ def test_train_eval_inspect(task_dir, tmp_path, capsys):
         assert cli.main([str(x) for x in ["eval", *source, "--data", task_dir / "test.jsonl", "--json"]]) == 0
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert found == {"accuracy": result["accuracy_after"], "loss": result["loss_after"], "n_examples": 40}
+
+    # A bare base is not copied.
+    opened = []
+    with monkeypatch.context() as m:
+        m.setattr(eval_verb, "open_runtime", lambda *a: opened.append(open_runtime(*a)) or opened[0])
+        flags = ["--model", task_dir / "model", "--task", task_dir / "task.yaml", "--data", task_dir / "test.jsonl"]
+        assert cli.main([str(x) for x in ["eval", *flags, "--json"]]) == 0
+    # A working copy of this base, which is fp32, has 24 bits.
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss"] == pytest.approx(
+        result["loss_before"], rel=1e-4
+    )
+    assert opened[0].diagnostics()["n_trained"] == 64
 
     # A run may be looked at while another process has it.
     with locked(run_dir):

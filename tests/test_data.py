@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import types
 import zlib
 
 import numpy as np
@@ -328,3 +329,22 @@ def test_order_is_fisher_yates_of_the_data_order_counter(numbered, seed, epoch, 
 def test_evaluation_order(numbered):
     got = [[int(p[0]) for p in b.prompts] for b in numbered.in_order(4)]
     assert got == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+
+
+def test_an_answer_that_nobody_read_is_not_the_next_ones(model):
+    """An interrupt while the client waits."""
+    client = TokenizerClient(model, TASK)
+    rows = tiny_task.rows(2)
+    wanted = [client.batch([row]).prompts[0].tolist() for row in rows]
+    assert wanted[0] != wanted[1]
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    child = client._child
+    pipe, child.stdout = child.stdout, types.SimpleNamespace(readline=interrupted, close=child.stdout.close)
+    with pytest.raises(KeyboardInterrupt):
+        client.batch(rows[:1])
+    assert child.poll() is not None and pipe.closed
+    assert client.batch(rows[1:]).prompts[0].tolist() == wanted[1]
+    client.close()

@@ -237,3 +237,11 @@ def test_deltas_that_cannot_be_used_are_refused(base, tmp_path):
     with Runtime.from_pretrained(base, method=MeZO(), run_dir=tmp_path / "r", lr=1e-3, eps=1e-3) as run:
         with pytest.raises(ArgumentError, match="a run that trains"):
             run.use({})
+
+
+def test_a_delta_of_fewer_tensors_opens_wherever_what_trains_lies(base, tmp_path):
+    wanted = saved(base, tmp_path, SparseMeZO(sparsity=0.4, trains="*.mlp.*"))
+    streamed = {"memory_budget": "32MiB", "stream_trained": True, "run_dir": tmp_path / "r"}
+    for options in ({}, streamed):
+        with Runtime.from_pretrained(base, method=SparseMeZO(sparsity=0.4), delta=tmp_path / "delta", **options) as run:
+            assert all(np.array_equal(run.weights(n), value) for n, value in wanted.items())

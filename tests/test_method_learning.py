@@ -16,6 +16,7 @@ from benchmarks import method_learning_report as report
 from benchmarks import method_learning_rows as rows_of
 from benchmarks import method_learning_runs as runs
 from benchmarks import method_learning_tables as tables
+from pysmezo import ArgumentError
 from pysmezo.methods import METHODS
 
 # -------------------------------------------------------------------------------------------------------- arithmetic
@@ -217,7 +218,7 @@ def test_a_run_stopped_in_the_middle_ends_as_if_it_had_not_been(work, monkeypatc
     assert {k: v for k, v in found.items() if k not in measured} == {
         k: v for k, v in whole.items() if k not in measured
     }
-    with pytest.raises(RuntimeError, match="remove it"):
+    with pytest.raises(ArgumentError, match=r"lr 0.002, but the run in this folder began with 0.001"):
         runs.train(work, "run/rt/fzoo/parts", "rt", "fzoo", 0, 2e-3, 3e-3, 60, 20, False)
 
 

@@ -2,17 +2,20 @@
 
 import json
 import pathlib
+import resource
 import shutil
 
 import numpy as np
 import pytest
 import tiny_task
 from test_cli import failed, task_dir, train_flags, trained  # noqa: F401 (task_dir is a fixture)
+from test_streaming import batch as streamed_batch
 from test_streaming import save_base
 
 from pysmezo import (
     ArgumentError,
     FormatError,
+    IoError,
     MeZO,
     Runtime,
     Sensitive,
@@ -291,3 +294,63 @@ def test_a_full_disk_while_measurements_are_written(tmp_path):
     from pysmezo import metrics
 
     assert [line["step"] for line in metrics.read(tmp_path)] == [0]  # the second is torn
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("bases"))
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"stream_trained": True}, r"\[stream_trained\] no memory_budget"),
+        ({"cached_reads": True}, r"\[cached_reads\] no memory_budget"),
+        ({"ring_bytes": 1 << 20}, r"\[ring_bytes\] no memory_budget"),
+        ({"threads": 0}, r"\[threads\] 0, expected 1 to 1024"),
+        ({"generation_every": -1}, r"\[generation_every\] -1"),
+        ({"n_readers": 1000}, r"\[n_readers\] 1000"),
+    ],
+)
+def test_options_that_would_do_nothing(base, options, found):
+    with pytest.raises(ArgumentError, match=found):
+        Runtime.from_pretrained(base, **options)
+
+
+def test_a_run_goes_on_with_the_lr_and_eps_it_began_with(base, tmp_path):
+    settings = {"method": MeZO(), "run_dir": tmp_path}
+    with Runtime.from_pretrained(base, lr=1e-3, eps=1e-2, **settings) as run:
+        assert run.diagnostics()["surviving_perturbation"] is None
+        run.train_step(streamed_batch(0))
+        assert 0.5 < run.diagnostics()["surviving_perturbation"] <= 1
+    for other in ({"lr": 2e-3}, {"lr": 1e-3, "eps": 1.1e-2}):
+        with pytest.raises(ArgumentError, match=r"\[run\] (lr 0.002|eps 0.011), but the run in this folder began with"):
+            Runtime.from_pretrained(base, **other, **settings)
+    for same in ({}, {"lr": 1e-3}, {"lr": "auto", "eps": 0.01}):
+        with Runtime.from_pretrained(base, **same, **settings) as run:
+            assert run.step == 1
+
+
+def test_a_run_whose_journal_broke_can_be_opened_again_at_once(base, tmp_path):
+    """While what was raised still holds on to it."""
+    settings = {"method": MeZO(), "lr": 1e-3, "eps": 1e-2, "run_dir": tmp_path, "sync_every": 4}
+    run = Runtime.from_pretrained(base, **settings)
+    run.train_step(streamed_batch(0))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "journal.smz").stat().st_size, before[1]))
+    try:
+        with pytest.raises(IoError) as held:
+            run.train_step(streamed_batch(1))
+        run.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with Runtime.from_pretrained(base, **settings) as again:
+        assert again.step == 1 and held.value is not None
+        again.train_step(streamed_batch(1))
+
+
+def test_more_steps_than_may_pile_up_are_refused_at_once(task_dir, tmp_path, capsys):  # noqa: F811
+    low = {"method": "lozo", "rank": 2, "rank-cap": 8, "refresh": 5, "only-reads": "true"}
+    flags = ["train", *train_flags(task_dir, tmp_path / "run", **low, steps=21)]
+    assert "steps 21, expected at most 20: then what piles up beside the base has rank_cap 8" in failed(capsys, flags)
+    assert not (tmp_path / "run").exists()

@@ -80,12 +80,15 @@ py::dict probe_dict(const ProbeResult& r, const Batch& batch) {
   return out;
 }
 
-py::array_t<float> stack(const std::vector<std::vector<float>>& values, py::ssize_t columns) {
-  const py::ssize_t rows = static_cast<py::ssize_t>(values.size());
-  py::array_t<float> out(
-      {rows, static_cast<py::ssize_t>(values.empty() ? 0 : values[0].size()) / columns, columns});
-  float* p = out.mutable_data();
-  for (const auto& v : values) p = std::copy(v.begin(), v.end(), p);
+// One [rows, columns] array a branch, which takes its values over: they are large, and were planned once.
+py::list arrays_of(std::vector<std::vector<float>>&& values, py::ssize_t columns) {
+  py::list out;
+  for (auto& v : values) {
+    auto* const kept = new std::vector<float>(std::move(v));
+    const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<float>*>(p); });
+    out.append(
+        py::array_t<float>({static_cast<py::ssize_t>(kept->size()) / columns, columns}, kept->data(), owner));
+  }
   return out;
 }
 
@@ -324,9 +327,10 @@ void init_engine(py::module_& m) {
               py::gil_scoped_release release;
               r = e.probe(batch, branches_from(branches), step, true);
             }
-            return stack(r.values, e.model_config().vocab_size);
+            return arrays_of(std::move(r.values), e.model_config().vocab_size);
           },
-          py::arg("batch"), py::arg("branches"), py::arg("noise_step"), "float32 [n_branches, n_labels, V].")
+          py::arg("batch"), py::arg("branches"), py::arg("noise_step"),
+          "A float32 [n_labels, V] for each branch.")
       .def("scalars",
            [](const Engine& e, const std::vector<std::tuple<int, int, float>>& branches,
               const std::vector<double>& losses) {

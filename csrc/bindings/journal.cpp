@@ -14,23 +14,34 @@ namespace py = pybind11;
 namespace smezo {
 namespace {
 
+py::dict record_dict(const Record& r, uint32_t chain) {
+  py::dict d;
+  d["kind"] = r.kind == RecordKind::step ? "step" : "skipped";
+  d["step"] = r.step;
+  d["lr"] = r.lr;
+  d["decay"] = r.decay;
+  d["loss"] = r.loss;
+  d["loss_plus"] = r.loss_plus;
+  d["loss_minus"] = r.loss_minus;
+  d["scalars"] = r.scalars;
+  d["chain"] = chain;
+  return d;
+}
+
+// Without records: a long journal's, as Python has them, are more than memory should hold.
 py::dict read_journal_dict(const std::string& path, bool with_records) {
   py::list records;
+  Record last;
+  uint32_t last_chain = 0;
+  int64_t n_skipped = 0;
   const JournalState state = read_journal(path, [&](const Record& r, uint32_t chain) {
-    if (!with_records) return;
-    py::dict d;
-    d["kind"] = r.kind == RecordKind::step ? "step" : "skipped";
-    d["step"] = r.step;
-    d["lr"] = r.lr;
-    d["decay"] = r.decay;
-    d["loss"] = r.loss;
-    d["loss_plus"] = r.loss_plus;
-    d["loss_minus"] = r.loss_minus;
-    d["scalars"] = r.scalars;
-    d["chain"] = chain;
-    records.append(d);
+    n_skipped += r.kind != RecordKind::step;
+    last = r, last_chain = chain;
+    if (with_records) records.append(record_dict(r, chain));
   });
   py::dict out;
+  out["n_skipped"] = n_skipped;
+  out["last_record"] = state.n_records > 0 ? py::object(record_dict(last, last_chain)) : py::none();
   out["header_json"] = state.header_json;
   out["salt"] = state.salt;
   out["n_records"] = state.n_records;

@@ -157,15 +157,17 @@ Moments moments_of(const Engine::Impl& m, const std::string& name) {
   return {};
 }
 
-void Engine::Impl::check_masks(const RunHeader& h, const std::string& where) const {
+void Engine::Impl::check_masks(const RunHeader& h, const std::string& where, const StateReader* file) const {
   check<FormatError>(h.masks.size() == parameters.size(), "run",
                      where + " has " + std::to_string(h.masks.size()) + " masks, expected " +
                          std::to_string(parameters.size()) + ", one a tensor; damaged?");
   const MaskKind kind = mask_kind(h.method);
-  for (size_t id = 0; id < parameters.size(); ++id)
-    check<FormatError>(!selection.tensors[id].trained || h.masks[id].kind == kind, "run",
+  for (size_t id = 0; id < parameters.size(); ++id) {
+    if (!selection.tensors[id].trained || (file && file->find(parameters[id].name) < 0)) continue;
+    check<FormatError>(h.masks[id].kind == kind, "run",
                        where + " has another kind of mask on '" + parameters[id].name + "' than its method " +
                            h.method.kind + " makes; damaged?");
+  }
 }
 
 // Whole blocks of numbers, no more of them than a run of this method may pile up: products are planned for
@@ -182,7 +184,7 @@ static void check_beside(const Engine::Impl& m, const StateTensor& t, int64_t bl
 
 void Engine::Impl::check_state(const StateReader& file, const std::string& where) const {
   const RunHeader made_by = named(where, [&] { return run_header_from_json(file.header().method_json); });
-  check_masks(made_by, where);
+  check_masks(made_by, where, &file);
   for (const auto& [key, value] : header.mathematics) {
     const auto found = made_by.mathematics.find(key);
     check<FormatError>(found != made_by.mathematics.end() && found->second == value, "delta",

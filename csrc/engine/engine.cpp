@@ -297,9 +297,7 @@ bool Engine::commit(const StepDecision& d) {
   }
   m.n_committed = r.step;
   if (finite) m.apply(r);
-  if (m.journal && !m.streams_state() &&
-      (m.n_committed - m.newest_generation) * m.seconds_per_record > kLongestReplay)
-    save_generation();
+  m.write_generation_if_replay_is_long();
   return finite;
 }
 
@@ -311,9 +309,12 @@ void Engine::sync() {
 void Engine::flush() { impl_->flush(); }
 
 void Engine::close() {
-  sync();
-  impl_->journal.reset();
-  impl_->lock.reset();
+  // The run is let go of whatever happens here: else it could not be opened again before this process ends.
+  const std::unique_ptr<RunLock> lock = std::move(impl_->lock);
+  const std::unique_ptr<Journal> journal = std::move(impl_->journal);
+  const bool owes = journal && journal->usable() && impl_->n_unsynced > 0;
+  impl_->n_unsynced = 0;
+  if (owes) journal->sync();
 }
 
 bool Engine::started() const { return impl_->is_started; }

@@ -36,6 +36,9 @@ struct Engine::Impl {
   // Writes one; `forward` runs a pass on the way (or does nothing), what it does not visit is visited after
   // it.
   void write_generation_with(const std::function<void()>& forward);
+  // Of a resident run. One that cannot be written is a note: the step before it has happened, and the journal
+  // has it.
+  void write_generation_if_replay_is_long();
 
   int64_t factor_bytes() const;  // that stay between steps
   int64_t fixed_bytes() const;   // what does not depend on the batch
@@ -43,8 +46,9 @@ struct Engine::Impl {
   MicroBatches make_room(const Batch& batch, const VisitContext& visit, bool want_logits);
 
   // checkpoint.cpp
-  // Has a run that a file describes a mask of its method's kind on every tensor that trains? FormatError.
-  void check_masks(const RunHeader& h, const std::string& where) const;
+  // Has a run that a file describes a mask of its method's kind on every tensor that trains, or on those of
+  // them that the file holds? FormatError.
+  void check_masks(const RunHeader& h, const std::string& where, const StateReader* file = nullptr) const;
   // Are the file's values for elements that this run trains, in the dtype it keeps? FormatError,
   // ArgumentError.
   void check_state(const StateReader& file, const std::string& where) const;
@@ -83,6 +87,7 @@ struct Engine::Impl {
   std::vector<std::string> notes;
   uint32_t n_committed = 0;
   uint32_t newest_generation = 0;  // its watermark
+  uint32_t last_attempt = 0;       // to write one
   uint32_t replayed_chain = 0;     // of the last record, where no journal is open for writing
   double seconds_per_record = 0;
   int n_unsynced = 0;

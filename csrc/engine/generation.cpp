@@ -125,6 +125,19 @@ void Engine::save_generation() {
   impl_->write_generation_with([] {});
 }
 
+void Engine::Impl::write_generation_if_replay_is_long() {
+  if (!journal || streams_state() || header.method.lies_beside()) return;
+  const uint32_t since = std::max(newest_generation, last_attempt);
+  if ((n_committed - since) * seconds_per_record <= kLongestReplay) return;
+  last_attempt = n_committed;
+  try {
+    write_generation_with([] {});
+  } catch (const IoError& e) {
+    notes.push_back("no generation of step " + std::to_string(n_committed) +
+                    " could be written, opening the run again takes longer: " + e.what());
+  }
+}
+
 // The best of three times that `replay` takes.
 template <class Replay>
 static double seconds_of(const Replay& replay) {
@@ -162,8 +175,8 @@ double Engine::Impl::measure_replay_rate() {
   if (const IndexOverlay* overlay = store->overlay(largest)) {
     IndexOverlay copy = overlay->copy();
     const WeightView shape = store->shape(largest);
-    const CatchUp once({&method, largest, shape.rows, shape.cols, header.seed}, {record}, kernels, pool,
-                       *factors);
+    const CatchUp once({&method, largest, shape.rows, shape.cols, header.seed}, std::span(&record, 1),
+                       kernels, pool, *factors);
     const double s = seconds_of([&] { once.apply(shape, &copy, 0, shape.rows); });
     return s / static_cast<double>(copy.n()) * static_cast<double>(n_all) / pool.size();
   }
@@ -180,8 +193,8 @@ double Engine::Impl::measure_replay_rate() {
   sample.writable = true;
   sample.rows = rows;
   for (int64_t e = 0; e < n; ++e) encode_nearest_at(sample, e, w0[static_cast<size_t>(e)]);
-  const CatchUp once({&method, largest, store->shape(largest).rows, sample.cols, header.seed}, {record},
-                     kernels, pool, *factors);
+  const CatchUp once({&method, largest, store->shape(largest).rows, sample.cols, header.seed},
+                     std::span(&record, 1), kernels, pool, *factors);
   const double s = seconds_of([&] { once.apply(sample, nullptr, 0, rows); });
   return s / static_cast<double>(n) * static_cast<double>(n_all) / pool.size();
 }
@@ -203,7 +216,13 @@ void Engine::Impl::load_generation(uint32_t watermark, uint32_t chain) {
                          file.path() + " has no '" + name + "', expected what the rule keeps of it");
     }
   }
-  take_state(*this, file, file.path());
+  try {
+    take_state(*this, file, file.path());
+  } catch (const FormatError& e) {
+    fail<FormatError>("generation", std::string(e.what()) +
+                                        "; the journal has it all: without this file the run is "
+                                        "made from the base again, which takes longer");
+  }
   newest_generation = watermark;
 }
 

@@ -123,6 +123,7 @@ int64_t Engine::merge(const std::string& path, DType dtype, int64_t shard_bytes,
   Impl& m = *impl_;
   check<ArgumentError>(dtype == DType::F32 || dtype == DType::BF16, "merge",
                        std::string(dtype_name(dtype)) + ", expected F32 or BF16");
+  sync();  // I2: what is merged is what the journal holds
   NewFolder folder(path);
   std::vector<uint32_t> ids(m.parameters.size());
   for (uint32_t id = 0; id < ids.size(); ++id) ids[id] = id;

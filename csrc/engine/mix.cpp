@@ -74,6 +74,7 @@ void mix_beside(Engine::Impl& m, const std::vector<Delta>& deltas, uint32_t id) 
     const float* const values = static_cast<const float*>(d.file.values(i));
     if (sum.size() < n) sum.resize(n, 0.0);
     for (size_t k = 0; k < n; ++k) sum[k] += d.weight * static_cast<double>(values[k]);
+    d.file.release(i);
   }
   beside.values.assign(sum.begin(), sum.end());
 }
@@ -115,6 +116,10 @@ void mix(Engine::Impl& m, const std::vector<Delta>& deltas) {
       }
     }
     for (const Changes& c : changes) c.all_are_added();
+    for (const Delta& d : deltas) {
+      const int64_t at = d.file.find(m.parameters[id].name);
+      if (at >= 0) d.file.release(static_cast<size_t>(at));
+    }
   }
 }
 

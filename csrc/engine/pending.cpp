@@ -38,26 +38,26 @@ void Pending::push(PendingRecord record) {
   records_.push_back(std::move(record));
 }
 
-const std::vector<PendingRecord>& Pending::of(uint32_t tensor_id) {
-  const uint32_t mark = watermark_[tensor_id];
-  if (records_.empty() || records_.front().step > mark) return records_;
-  suffix_.clear();
-  for (const PendingRecord& r : records_) {
-    if (r.step > mark) suffix_.push_back(r);
-  }
-  return suffix_;
+static std::vector<PendingRecord>::const_iterator first_after(const std::vector<PendingRecord>& records,
+                                                              uint32_t watermark) {
+  return std::upper_bound(records.begin(), records.end(), watermark,
+                          [](uint32_t w, const PendingRecord& r) { return w < r.step; });
+}
+
+Pending::Records Pending::of(uint32_t id) const {
+  return {first_after(records_, watermark_[id]), records_.end()};
 }
 
 CatchUp Pending::catch_up(uint32_t id) { return has_state(id) ? catch_up_with(id, of(id)) : CatchUp(); }
 
-CatchUp Pending::catch_up_with(uint32_t id, const std::vector<PendingRecord>& records) {
+CatchUp Pending::catch_up_with(uint32_t id, Records records) {
   const TensorRequest& r = store_.request(id);
   CatchUp::Tensor t{&methods_[id], id, r.rows, r.cols, run_seed_};
   t.moments = [this, id](int64_t row, int k) { return store_.moments_at(id, row, k); };
   return CatchUp(t, records, kernels_, pool_, factors_, tracks_[id]);
 }
 
-void Pending::advance(uint32_t id, const std::vector<PendingRecord>& records) {
+void Pending::advance(uint32_t id, Records records) {
   for (const PendingRecord& r : records) {
     if (has_track(methods_[id]) && !r.skips(methods_[id]))
       advance_track(methods_[id].low_rank, run_seed_, id, r, &tracks_[id]);
@@ -65,13 +65,13 @@ void Pending::advance(uint32_t id, const std::vector<PendingRecord>& records) {
   }
 }
 
-void Pending::advance(uint32_t id) {
-  if (has_track(methods_[id])) advance(id, std::vector<PendingRecord>(of(id)));
+void Pending::advance_to_tail(uint32_t id) {
+  advance(id, of(id));
   watermark_[id] = tail_;
 }
 
 void Pending::caught_up(uint32_t tensor_id) {
-  advance(tensor_id);
+  advance_to_tail(tensor_id);
   drop_applied();
 }
 
@@ -80,9 +80,7 @@ void Pending::drop_applied() {
   for (uint32_t id = 0; id < watermark_.size(); ++id) {
     if (has_state(id)) lowest = std::min(lowest, watermark_[id]);
   }
-  const auto first =
-      std::find_if(records_.begin(), records_.end(), [&](const PendingRecord& r) { return r.step > lowest; });
-  records_.erase(records_.begin(), first);
+  records_.erase(records_.begin(), first_after(records_, lowest));
 }
 
 void Pending::for_state(uint32_t id, const Store::OnRows& body) {
@@ -98,28 +96,32 @@ void Pending::for_state(uint32_t id, const Store::OnRows& body) {
 
 void Pending::streamed_state_is_at_tail() {
   for (uint32_t id = 0; id < methods_.size(); ++id) {
-    if (methods_[id].trained && store_.streams_state(id)) advance(id);
+    if (methods_[id].trained && store_.streams_state(id)) advance_to_tail(id);
   }
   drop_applied();
+}
+
+// Records of low rank make factors, of two epochs at most, and numbers between them: after a long time away
+// there are many.
+static size_t n_at_once(const LowRank& d, std::span<const PendingRecord> records) {
+  constexpr size_t kMost = 64;
+  if (!d) return records.size();
+  size_t n = 1;
+  while (n < std::min(records.size(), kMost) &&
+         epoch_of(d, records[n].step) <= epoch_of(d, records[0].step) + 1)
+    ++n;
+  return n;
 }
 
 void Pending::flush() {
   for (uint32_t id = 0; id < methods_.size(); ++id) {
     if (!has_state(id) || watermark_[id] == tail_ || store_.streams_state(id)) continue;
-    // Two epochs of factors at a time: after a long time away there are many.
-    const LowRank& d = methods_[id].low_rank;
-    std::vector<PendingRecord> some;
-    const std::vector<PendingRecord> all = of(id);
-    for (const PendingRecord& r : all) {
-      if (d && !some.empty() && epoch_of(d, r.step) > epoch_of(d, some.front().step) + 1) {
-        catch_up_with(id, some).apply_all(store_, pool_);
-        advance(id, some);
-        some.clear();
-      }
-      some.push_back(r);
+    for (Records rest = of(id); !rest.empty();) {
+      const Records some = rest.first(n_at_once(methods_[id].low_rank, rest));
+      catch_up_with(id, some).apply_all(store_, pool_);
+      advance(id, some);
+      rest = rest.subspan(some.size());
     }
-    catch_up_with(id, some).apply_all(store_, pool_);
-    advance(id, some);
     watermark_[id] = tail_;
   }
   drop_applied();

@@ -1,6 +1,7 @@
 // Records that are committed but not yet applied, and the watermark of every tensor (I1, I3).
 #pragma once
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/threads.h"
@@ -33,12 +34,12 @@ class Pending {
   void streamed_state_is_at_tail();
 
  private:
-  const std::vector<PendingRecord>& of(uint32_t tensor_id);
+  using Records = std::span<const PendingRecord>;
+  Records of(uint32_t tensor_id) const;
   bool has_state(uint32_t tensor_id) const;
-  CatchUp catch_up_with(uint32_t tensor_id, const std::vector<PendingRecord>& records);
-  // Its track and its watermark: by these records, or to the tail.
-  void advance(uint32_t tensor_id, const std::vector<PendingRecord>& records);
-  void advance(uint32_t tensor_id);
+  CatchUp catch_up_with(uint32_t tensor_id, Records records);
+  void advance(uint32_t tensor_id, Records records);  // its track and its watermark
+  void advance_to_tail(uint32_t tensor_id);
   void drop_applied();
 
   Store& store_;
@@ -51,7 +52,6 @@ class Pending {
   std::vector<uint32_t> watermark_;     // [n_tensors]
   std::vector<Track> tracks_;           // [n_tensors]; of low rank with adam: at the watermark
   std::vector<PendingRecord> records_;  // those after the lowest watermark of a trained tensor
-  std::vector<PendingRecord> suffix_;   // what `of` handed out when it was not all of records_
 };
 
 }  // namespace smezo

@@ -288,13 +288,19 @@ int64_t Planner::mapped_bytes(const Batch& batch, const StepShape& shape) const 
 }
 
 int64_t Planner::generation_bytes() const {
-  int64_t n = 0;
-  for (uint32_t id = 0; id < opening_.requests.size(); ++id)
-    n += opening_.trained[id] ? bytes_of(opening_.values, n_state(id)) +
-                                    opening_.requests[id].n_moments *
-                                        opening_.requests[id].moment_bytes(opening_.requests[id].rows)
-                              : 0;
-  return n;
+  const MethodConfig& m = options_.method;
+  const bool streams = streams_trained(options_.memory_budget);
+  int64_t n_bytes = 0;
+  for (uint32_t id = 0; id < opening_.requests.size(); ++id) {
+    if (!opening_.trained[id]) continue;
+    const TensorRequest& r = opening_.requests[id];
+    // What lies in memory is written as it lies there.
+    const int64_t n = packs(id) && !streams ? r.rows * r.cols : n_state(id);
+    n_bytes += bytes_of(opening_.values, n) + n_moments(m.rule) *
+                                                  n_moments_of(m, r.rows, r.cols, n_indexed_[id]) *
+                                                  static_cast<int64_t>(sizeof(float));
+  }
+  return n_bytes;
 }
 
 double Planner::update_seconds(const Rates& rates) const {

@@ -104,6 +104,7 @@ AdapterInfo Engine::export_shira(const std::string& path) {
       !m.header.method.lies_beside(), "export",
       "a low-rank change of whole matrices, expected single values that changed; merge writes "
       "such a model");
+  sync();  // I2
   NewFolder folder(path);
   const std::vector<Module> modules = changed_modules(m);
   AdapterInfo info;

@@ -17,7 +17,7 @@ void check_writable(const WeightView& w, const IndexOverlay* overlay) {
 
 }  // namespace
 
-CatchUp::CatchUp(const Tensor& tensor, const std::vector<PendingRecord>& records, const Kernels& kernels,
+CatchUp::CatchUp(const Tensor& tensor, std::span<const PendingRecord> records, const Kernels& kernels,
                  ThreadPool& pool, FactorSource& factors, Track track)
     : tensor_(tensor), kernels_(&kernels) {
   for (const PendingRecord& r : records) {

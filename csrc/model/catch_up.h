@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/threads.h"
@@ -36,7 +37,7 @@ class CatchUp {
   CatchUp() = default;
   // Those of `records`, oldest first, that the tensor takes part in. track: before the first of them. Makes
   // factors; not inside a parallel region.
-  CatchUp(const Tensor& tensor, const std::vector<PendingRecord>& records, const Kernels& kernels,
+  CatchUp(const Tensor& tensor, std::span<const PendingRecord> records, const Kernels& kernels,
           ThreadPool& pool, FactorSource& factors, Track track = {});
 
   bool empty() const { return records_.empty(); }

@@ -56,8 +56,8 @@ void Streamed::use_generation(const StateReader& file) {
     TrainedTensor& t = trained_[id];
     if (!t.streamed) continue;
     const int64_t i = file.find(requests_[id].name);
-    check<FormatError>(i >= 0, "generation",
-                       file.path() + " has no '" + requests_[id].name + "', expected all that trains");
+    t.in_generation = i >= 0;
+    if (!t.in_generation) continue;  // a delta of fewer tensors: it is as the base has it
     const StateTensor& there = file.tensors()[static_cast<size_t>(i)];
     const int64_t n = there.packed ? n_packed(id) : requests_[id].rows * requests_[id].cols;
     check<FormatError>(
@@ -65,7 +65,6 @@ void Streamed::use_generation(const StateReader& file) {
         file.path() + " has " + std::to_string(there.n()) + " values of '" + there.name + "' as " +
             dtype_name(there.dtype) + ", expected " + std::to_string(n) + " as " + dtype_name(values_) +
             "; another method's, or random masks, which need more memory to start from a delta?");
-    t.in_generation = true;
     t.packed_there = there.packed;
     // Dense once (a run that was in memory before), dense for good: its place in the ring cannot be read and
     // packed into at a time.

@@ -94,6 +94,11 @@ class Method:
         """Perturbed models that a step asks."""
         return {"two-sided": 2 * self.queries, "one-sided": self.queries + 1, "curved": 3}[self.parts()["plan"]]
 
+    @property
+    def most_steps(self) -> int | None:
+        """Steps after which a run can go no further; None: there is no end to them."""
+        return None
+
     @classmethod
     def fields_of(cls, parts: dict) -> dict:
         """The row's fields from the parts that a journal or a delta names."""

@@ -20,7 +20,8 @@ class _LowRank(Method):
 @dataclass(frozen=True, kw_only=True)
 class _Refreshed(_LowRank):
     """only_reads: the base stays as it is, quantized or not, and what each epoch of factors has added up piles up beside it, to a rank of
-    `rank_cap` in all: refresh * rank_cap / rank steps, after which a step is refused. Else weights are updated at every step."""
+    `rank_cap` in all: refresh * (rank_cap // rank) steps, after which a step is refused. rank + rank_cap is at most the smaller side of each
+    matrix, the rule is sgd, and there is no weight_decay. Else weights are updated at every step."""
 
     only_reads: bool = False
     rank_cap: int = 0
@@ -39,6 +40,10 @@ class _Refreshed(_LowRank):
                 " that may pile up"
             )
 
+    @property
+    def most_steps(self) -> int | None:
+        return self.refresh * (self.rank_cap // self.rank) if self.only_reads else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class LOZO(_Refreshed):
@@ -46,7 +51,8 @@ class LOZO(_Refreshed):
 
     E||Z||^2 = m n, so lr and eps mean what they mean for MeZO: the paper's form, which perturbs with U V^T and updates with U V^T / rank, is
     this at eps * sqrt(rank); its released code leaves the 1 / rank out, which is this at lr * rank. rule="momentum" (LOZO-M, section 3.3)
-    averages U's side, [m, rank] a matrix, and turns it when V is drawn anew. only_reads, rank_cap: see _Refreshed.
+    averages U's side, [m, rank] a matrix, and turns it when V is drawn anew. only_reads: the base is only read, quantized or not, and what
+    each epoch adds piles up beside it, to a rank of rank_cap: refresh * (rank_cap // rank) steps in all.
     """
 
     rank: int = field(default=2, kw_only=False)
@@ -71,7 +77,7 @@ class SubZero(_Refreshed):
     2410.08989, equations 5 and 6).
 
     Given U and V the estimate is m n / rank^2 times the gradient's projection on their spans; over their law it is the gradient. The factors
-    are kept between steps, 2 rank (m + n) bytes a matrix, and made anew in the time of some steps. only_reads, rank_cap: see _Refreshed.
+    are kept between steps, 2 rank (m + n) bytes a matrix, and made anew in the time of some steps. only_reads, rank_cap: as in LOZO.
     """
 
     rank: int = field(default=16, kw_only=False)
@@ -89,7 +95,7 @@ class TeZO(_LowRank):
     rule: sgd, momentum (TeZO-m) and adam-c (Adam on tau, this library's own) search rank fixed directions of each matrix for the whole run:
     all that training changes is U diag(c) V^T, `rank` numbers a matrix beside a base that is only read, quantized or not. adam divides by the
     root of a separable second moment (equation 8, whose cross terms are left out, as there), changes every weight, and needs working copies.
-    corrected: False, the bias of the averages stays, as equation 8 is remembered here; TeZOAdamC sets it. adam_eps stands inside adam's
+    corrected: False leaves the bias of the averages in, as equation 8 has no correction; TeZOAdamC takes it out. adam_eps stands inside adam's
     root, and outside adam-c's. Matrices alone train: norms and biases, which the paper may move by dense noise, do not. Its rank per layer comes from spectra; here it is a number.
     """
 

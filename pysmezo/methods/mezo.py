@@ -20,6 +20,10 @@ class MeZO(Method):
     name: ClassVar[str] = "mezo"
 
 
+# For a run that only looks at its base: next to nothing of it is copied.
+LEAST = MeZO(trains="model.norm.weight")
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeZOMomentum(MeZO):
     """MeZO with momentum (appendix B.2). Its paper averages (the default here), torch's SGD adds up (damped=False)."""

@@ -8,7 +8,7 @@ import tempfile
 from .. import data, options
 from ..cli import OK
 from ..errors import ArgumentError
-from ..methods import MeZO
+from ..methods.mezo import LEAST
 from ..progress import WorkProgress
 from ..session import JOURNAL_FILE, open_runtime, resumed
 
@@ -56,8 +56,9 @@ def run(arguments, verb: str):
     asks_method = "method" in given or any(name in given for name in options.method_fields())
     if "index" in given or "fraction" in given:
         given.setdefault("method", "sensitive")
-    # Evaluation asks no direction of the method; a delta brings its own.
-    settings, method = options.settings(given, {"method": MeZO.name})
+    # Evaluation asks no direction of the method; a delta brings its own, and without one nothing of the base is copied.
+    bare = not asks_method and given.get("delta") is None
+    settings, method = options.settings(given, {"method": LEAST.name} | ({"trains": LEAST.trains} if bare else {}))
     run_dir = settings["run_dir"]
     if run_dir is not None:
         if settings["delta"] is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+from collections import Counter, deque
 
 from .. import _core, ids, index_file, metrics
 from ..cli import OK
@@ -110,20 +110,19 @@ def id_file(path) -> dict:
 
 
 def journal(path) -> dict:
-    found = _core.read_journal(str(path))
-    records = found["records"]
+    found = _core.read_journal(str(path), False)
     out = {
         "kind": "journal",
         "path": str(path),
         "file_bytes": os.path.getsize(path),
         "header": _object(found["header_json"], path, "header"),
         "n_records": found["n_records"],
-        "n_skipped": sum(r["kind"] == "skipped" for r in records),
+        "n_skipped": found["n_skipped"],
         "dropped_bytes": found["dropped_bytes"],
         "tail_checksum": f"{found['tail_checksum']:08x}",
     }
-    if records:
-        out["last_record"] = metrics.plain({k: v for k, v in records[-1].items() if k != "chain"})
+    if found["last_record"]:
+        out["last_record"] = metrics.plain({k: v for k, v in found["last_record"].items() if k != "chain"})
     # One mask a tensor is too long to read.
     masks = out["header"].pop("masks", None)
     return {**out, "n_masks": len(masks)} if isinstance(masks, list) else out
@@ -239,9 +238,9 @@ def run_folder(path) -> dict:
         out |= {k: content[k] for k in ("verb", "method", "settings", "lr", "eps", "before", "after") if k in content}
     if os.path.exists(os.path.join(path, JOURNAL_FILE)):
         out["journal"] = journal(os.path.join(path, JOURNAL_FILE))
-    steps = [line for line in metrics.read(path) if "type" not in line]
-    if steps:
-        out["last_metrics"] = steps[-1]
+    last = deque((line for line in metrics.lines(path) if "type" not in line), maxlen=1)
+    if last:
+        out["last_metrics"] = last[0]
     out["files"] = {
         n: os.path.getsize(os.path.join(path, n))
         for n in sorted(os.listdir(path))
