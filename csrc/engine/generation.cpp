@@ -200,7 +200,15 @@ double Engine::Impl::measure_replay_rate() {
 }
 
 void Engine::Impl::load_generation(uint32_t watermark, uint32_t chain) {
-  const StateReader file = open_generation(generations(), watermark, header.base_fingerprint);
+  const StateReader file = [&] {
+    try {
+      return open_generation(generations(), watermark, header.base_fingerprint);
+    } catch (const FormatError& e) {
+      throw FormatError(std::string(e.what()) +
+                        "; the journal has all of it: without this file the run is made from its base, which "
+                        "takes longer");
+    }
+  }();
   check<FormatError>(watermark <= n_committed && file.header().journal_tail == chain, "generation",
                      "'" + file.path() + "' is of step " + std::to_string(watermark) +
                          " of another journal, expected one of " +
@@ -216,13 +224,7 @@ void Engine::Impl::load_generation(uint32_t watermark, uint32_t chain) {
                          file.path() + " has no '" + name + "', expected what the rule keeps of it");
     }
   }
-  try {
-    take_state(*this, file, file.path());
-  } catch (const FormatError& e) {
-    fail<FormatError>("generation", std::string(e.what()) +
-                                        "; the journal has it all: without this file the run is "
-                                        "made from the base again, which takes longer");
-  }
+  take_state(*this, file, file.path());
   newest_generation = watermark;
 }
 

@@ -68,8 +68,10 @@ const ModelConfig& Model::config() const { return impl_->config; }
 namespace {
 
 ForwardShape shape_of(const VisitContext& c, const Store& store, int64_t embedding) {
-  ForwardShape s{c.kernels, c.compute, static_cast<int64_t>(c.branches.size()), c.pool->size(),
-                 store.row_bytes(static_cast<uint32_t>(embedding))};
+  ForwardShape s;
+  s.kernels = c.kernels, s.compute = c.compute;
+  s.n_branches = static_cast<int64_t>(c.branches.size()), s.n_threads = c.pool->size();
+  s.row_bytes = store.row_bytes(static_cast<uint32_t>(embedding));
   for (const TensorMethod& m : *c.methods) {
     if (!m.trained || !m.low_rank) continue;
     s.low_rank = m.low_rank;

@@ -42,7 +42,9 @@ struct Tiny {
     std::vector<TensorSpec> specs;
     for (const ParameterSpec& p : parameters_of(config)) {
       requests.push_back({p.name, p.rows, p.cols, p.block_linear});
-      methods.push_back({p.block_linear, NoiseKind::gaussian8, Mask{}});
+      TensorMethod m;
+      m.trained = p.block_linear;
+      methods.push_back(m);
       specs.push_back(
           {p.name, "F32", p.rows == 1 ? std::vector<int64_t>{p.cols} : std::vector<int64_t>{p.rows, p.cols}});
     }
