@@ -18,7 +18,7 @@ NAMES = {
     "mezo": "MeZO",
     "random-mask": "RandomMask(0.75)",
     "sparse-mezo": "SparseMeZO(0.75)",
-    "sensitive": "Sensitive(0.001) over NF4",
+    "sensitive": "Sensitive(fraction=0.001) over NF4",
     "lozo": "LOZO",
     "fzoo": "FZOO(8 queries)",
 }

@@ -74,8 +74,11 @@ def _losses_of(engine):
 
 
 def find_eps(engine, batches, progress=lambda done, total: None, losses=None) -> EpsChoice:
-    """batches: core batches, cycled to 16 probes; or what `losses(batch, branches, step)`, which gives a loss a branch, takes for such. 32 branch forwards for each eps tried; stops at the first that agrees, and takes the engine's
-    least_eps where that is larger. progress(probes done, at most); equal at the end."""
+    """The smallest eps of EPS_GRID whose g agree with those at 2 eps, or the best there is (agreed False). ArgumentError: none gives finite g.
+
+    batches: core batches, cycled to 16 probes; or what `losses(batch, branches, step)`, which gives a loss a branch, takes for such.
+    16 probes of two branches for the first eps, and as many at twice each eps tried; stops at the first that agrees, and takes the
+    engine's least_eps where that is larger. progress(probes done, at most); equal at the end."""
     most, done = (len(EPS_GRID) + 1) * N_EPS_BATCHES, 0
     losses = losses or _losses_of(engine)
 
@@ -119,7 +122,8 @@ def find_eps(engine, batches, progress=lambda done, total: None, losses=None) ->
 def step_scale(method, grad_rms: float, eps: float) -> float:
     """By what C / tr(H) is multiplied for this method, so that weights drift as they would by SGD: of a rule that divides by the size of
     the estimate e (rms of g over the root of the queries), that size; of scalars over the deviation of the losses (eps rms of g), that over
-    eps; of moments that add up, 1 - beta1."""
+    eps; of scalars that are signs, the rms of g; of momentum, 1 over what an estimate counts in all: 1 / (1 - beta1) where moments
+    add up, 1 - beta1^h over a window h."""
     parts = method.parts()
     if parts["rule"] in ("adam", "sign"):
         return grad_rms / math.sqrt(method.queries)
@@ -178,7 +182,8 @@ def lost(choice: LrChoice) -> str:
 
 
 def find_lr(engine, batches, eps: float, progress=lambda done, total: None, method=None, losses=None) -> LrChoice:
-    """batches, losses: as find_eps; 32 to 128 probes of three branches each. ArgumentError when the curvature is lost in its own noise
+    """batches, losses: as find_eps; 32 to 128 probes of two branches, and as many of the centre. eps: the run's; curvature is measured at the larger of it and
+    CURVATURE_EPS. method: None leaves step_scale at 1. ArgumentError when the curvature is lost in its own noise
     or negative."""
     choice = measure_lr(engine, batches, eps, progress, method, losses)
     if choice.lr is None:

@@ -158,7 +158,7 @@ RUN_OPTIONS = (
         switch=True,
     ),
     Option("device", str, "cpu", "cpu"),
-    Option("sync_every", at_least(1), 1, "steps between syncs of the journal: a power cut may lose so many"),
+    Option("sync_every", at_least(1), 1, "steps between syncs of the journal: a power cut may lose one less"),
     Option("delta", path, None, "delta to start from"),
     Option("run_dir", path, None, "run folder (default: runs/ and the command's name, numbered)"),
 )

@@ -78,7 +78,11 @@ class Runtime:
         """Opens a Hugging Face folder (config.json, safetensors) read-only.
 
         run_dir: journal and what else the run leaves; opening one that holds a journal resumes it. None: nothing is durable.
-        lr, eps: numbers, or "auto" (measured on the first batches, see autotune). dtype: what GEMM inputs are rounded to; "nf4" and "int8" say that the base is
+        method: None is the delta's, else SparseMeZO(). lr, eps: numbers, or "auto": measured by resolve_auto, or by the first train_step on its own
+        batch; a run that is resumed has its own, and takes no others. operand: how perturbed weights are rounded, nearest | dither | split
+        (not at all). reduction: a loss is the mean over examples, each the mean over its labels, or the mean over labels: example | token.
+        threads: None is SMEZO_THREADS, else every CPU this process may run on. sync_every: steps between syncs of the journal; a power cut may
+        lose the last sync_every - 1. dtype: what GEMM inputs are rounded to; "nf4" and "int8" say that the base is
         stored so (ArgumentError if not) and round as "auto" does. values: what trained
         weights are kept in, auto | fp32 | bf16+8 | bf16. task: a Task or the path of its YAML file; batches may then be lists of
         {"text", "label"}. delta: a delta to start from; its values, where "auto", and without a method its method (and the seed its support was
@@ -231,7 +235,7 @@ class Runtime:
         }
 
     def weights(self, name: str) -> np.ndarray:
-        """float32 values of one parameter at the journal's tail, in its own shape."""
+        """float32 values of one parameter at the journal's tail, in its own shape. ArgumentError: there is no such parameter."""
         ids = self.tensor_ids()
         if name not in ids:
             raise ArgumentError(
@@ -276,7 +280,8 @@ class Runtime:
 
     def resolve_auto(self, batches, objective=None) -> None:
         """Fixes lr and eps, measuring on these batches what is "auto", by the objective that train_step is given, and writes the journal's
-        header. train_step does it with its own batch when nobody has."""
+        header. train_step does it with its own batch when nobody has. batches: a list, of which the first 32 are used. ArgumentError: no eps or
+        lr follows from them, or eps is smaller than the method can take."""
         if self.started:
             return
         packed = [self._pack(b) for b in batches[: autotune.N_LR_PROBES]]
@@ -315,6 +320,8 @@ class Runtime:
         batch: dict(input_ids, attention_mask, labels) [B, L] with -100 ignored; or, with a task, [{"text", "label"}].
         objective: f(logits fp32 [n_labels, V], labels [n_labels], example_index [n_labels]) -> float, lower is better; no gradient is needed.
         lr_scale: a schedule's factor for this step.
+        ArgumentError: an objective with a choice batch; a run that is replayed, closed, has deltas in use or has reached its rank_cap. BudgetError:
+        the batch does not fit. IoError: the record could not be written, and the step has not happened.
         """
         packed = self._pack(batch)
         if not self.started:
@@ -395,7 +402,8 @@ class Runtime:
         return EvalResult(float(losses.mean()), None, len(losses))
 
     def scores(self, batch) -> np.ndarray:
-        """Option scores, float32 [n_examples, n_options]: logits of the candidates, or mean token log-probabilities."""
+        """Option scores, float32 [n_examples, n_options]: logits of the candidates, or mean token log-probabilities.
+        ArgumentError: a batch without options."""
         packed, core = self._pack(batch)
         if not packed.n_options:
             raise ArgumentError("[scores] a batch without options, expected a choice task")

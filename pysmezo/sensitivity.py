@@ -61,7 +61,7 @@ def sensitivity(
     say=None,
     scores=None,
 ) -> dict:
-    """Writes the index file `out` and returns what is in it and what it took.
+    """Writes the index file `out` (None: nothing is written) and returns what is in it and what it took.
 
     model: a Hugging Face folder in any format that Runtime opens. data: text that is not the task, as the path of a .txt
     or of a .jsonl or .csv with a column "text", or a list of texts, of which `sequences` sequences of `length` tokens are
@@ -69,7 +69,10 @@ def sensitivity(
     (tensor) or of each matrix row (row; at least one element each). trains: "linear" or a glob pattern over names, as a
     method has it. memory_budget: bytes to hold above what the process has with torch imported; activations go to a
     nameless file beside `out` where they do not fit. None: they do so above 256 MiB. progress(GFLOPs done, in all); say(a
-    line of text); scores(name, F fp32 [rows, cols]) for each matrix, valid during the call.
+    line of text); scores(name, F fp32 [rows, cols]) for each matrix, valid during the call. fraction: more than 0, at most
+    0.5. Returned: the file's facts (fraction, per, n_elements, n_candidates, data_hash, base_fingerprint and others), n_tensors,
+    elements_by_kind, threshold, loss (nats a token), seconds, activation_bytes, and predicted_peak_bytes and peak_bytes above
+    the process with torch imported.
     ArgumentError, FormatError, BudgetError, IoError. MemoryError: the system gave no more.
     """
     _check(fraction, per, sequences, length)

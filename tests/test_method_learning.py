@@ -136,13 +136,13 @@ def test_table_and_targets_say_what_is_missing():
     assert "2.20 (2.20 to 2.20)" in text and "1.00 +- 0.42" in text and "curvature lost in noise" in text
     assert "not reached (not reached to not reached)" in text and "0.0001: 0.7000, 0.0003: diverged" in text
     assert "SparseMeZO(0.75) (seeds 1 2 3 4)" in text and text.count("TREC cannot be had") == 3
-    assert "| Sensitive(0.001) over NF4 less MeZO | 5 | +0.0000 | -0.0196 to +0.0196 |" in text
+    assert "| Sensitive(fraction=0.001) over NF4 less MeZO | 5 | +0.0000 | -0.0196 to +0.0196 |" in text
     targets = {t["name"]: t for t in report.result(some)["targets"]}
     assert targets["speed-up of LOZO, demo task"]["met"] and targets["speed-up of LOZO, demo task"]["measured"] == 2.2
     assert targets["speed-up of FZOO(8 queries), demo task"]["measured"] == 0.0
     assert targets["speed-up of SparseMeZO(0.75), demo task"]["not_run"] == "1 of 5 seeds"
     assert targets["speed-up of LOZO, TREC"]["not_run"] == "TREC cannot be had"
-    assert targets["test accuracy of Sensitive(0.001) over NF4 less MeZO, demo task, lower end"]["met"]
+    assert targets["test accuracy of Sensitive(fraction=0.001) over NF4 less MeZO, demo task, lower end"]["met"]
     json.dumps(report.result(some), allow_nan=False)
 
 

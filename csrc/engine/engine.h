@@ -156,8 +156,7 @@ class Engine {
   std::vector<float> coefficients(uint32_t tensor_id) const;
   std::vector<float> moments(uint32_t tensor_id, int k);  // at the journal's tail
   std::vector<bool> resting(uint32_t step) const;
-  // cos^2(z, z_eff) with z_eff = (Q(w + eps z) - Q(w - eps z)) / (2 eps) over the trained elements (DESIGN
-  // section 4, Operand rounding).
+  // cos^2(z, z_eff) with z_eff = (Q(w + eps z) - Q(w - eps z)) / (2 eps) over the trained elements.
   double surviving_perturbation(float eps, uint32_t noise_step);
 
  private:

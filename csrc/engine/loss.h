@@ -1,4 +1,4 @@
-// Per-example losses of every branch (DESIGN section 4, Losses).
+// Per-example losses of every branch.
 #pragma once
 #include <cstdint>
 #include <vector>

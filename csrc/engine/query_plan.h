@@ -1,4 +1,4 @@
-// Which branches a step asks, and what it makes of their losses (DESIGN section 4, Scalars).
+// Which branches a step asks, and what it makes of their losses.
 #pragma once
 #include <vector>
 

@@ -25,7 +25,7 @@ struct Label {
 
 enum class Reduction : uint8_t { example, token };
 
-// How per-example losses are made of labels (DESIGN section 4, Losses).
+// How per-example losses are made of labels (engine/loss.h).
 enum class Task : uint8_t {
   language_model,     // example loss: sum of -log p(target) over its labels, count = number of labels
   choice_candidates,  // one label an example; scores = logits of `candidates`; loss = cross-entropy of

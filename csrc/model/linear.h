@@ -1,6 +1,6 @@
 // Weights as the branches see them: the only model file that knows direction. A strip of rows is caught up
 // with its pending records, each query's operands are made from the stored weight into scratch (I5), and
-// every branch multiplies its own (DESIGN section 5).
+// every branch multiplies its own (HACKING.md, One step).
 #pragma once
 #include <cstdint>
 #include <functional>

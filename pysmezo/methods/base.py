@@ -23,8 +23,8 @@ class Method:
     ArgumentError when a model is opened with it.
 
     Fields are given by name, but for the one that says how much trains (sparsity, rank, index or fraction), which may come first.
-    ArgumentError, when a method is made: a value of another type or out of its range, or a field that the rule
-    does not read.
+    ArgumentError, when a method is made: a value of another type, a word that is none, queries, weight_decay, sparsity, rank or fraction out
+    of range, or a field that the rule does not read. Other ranges, and what makes no sense together, when a model is opened with it.
 
     noise: kind of direction, all with mean 0 and variance 1. gaussian8 is a Gaussian discretised to 256 values, one random byte an element.
     queries: directions a step, averaged (n-SPSA, MeZO appendix A). plan: two-sided asks w + eps z and w - eps z of each; one-sided asks w
@@ -32,7 +32,7 @@ class Method:
     rule: what the step does with the estimate e, the mean of g_q z_q: sgd; momentum (m <- beta1 m + (1 - beta1) e; damped=False: + e); adam
     (bias taken out; corrected=False: not); sign (of e, elementwise: signSGD). Moments exist for what trains only, four bytes each.
     window: moments are not kept but rebuilt from the last so many records at every step (MeZO, appendix B.2; AdaMeZO, arXiv 2605.00650):
-    no memory, and as many passes of noise.
+    no memory, and as many passes of noise. At most 64, with momentum or adam, not with low rank.
     weight_decay: lambda of w <- w - lr * lambda * m * w, on matrices only (norms and biases are left alone, as in MeZO's code).
     """
 
