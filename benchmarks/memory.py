@@ -36,6 +36,10 @@ MODELS = {
 }
 SENSITIVE, MEZO, SPARSE = {"kind": "sensitive", "fraction": 0.001}, {"kind": "mezo"}, {"kind": "sparse-mezo"}
 MANY = {"kind": "sensitive", "fraction": 0.02, "queries": 2}
+LOZO, TEZO = {"kind": "lozo", "rank": 16, "refresh": 2}, {"kind": "tezo", "rank": 16}
+BESIDE = {"kind": "lozo", "rank": 2, "refresh": 2, "only_reads": True, "rank_cap": 8}
+SUBZERO = {"kind": "subzero", "rank": 64, "refresh": 2}
+TEZO_ADAM, MEZO_ADAM = {"kind": "tezo-adam", "rank": 16}, {"kind": "mezo-adam"}
 
 # (model, method, budget in MiB or None or "least", texts, tokens each, threads, choice task)
 CASES = (
@@ -80,6 +84,17 @@ CASES = (
     ("1b-4 nf4", SENSITIVE, None, 2, 16, 2, False),
     ("1b-4 bf16", SENSITIVE, 120, 4, 64, 2, True),
     ("1b-4 bf16", MANY, 200, 4, 64, 2, False),
+    ("135m-3 bf16", SUBZERO, None, 8, 64, 2, False),
+    ("135m-3 bf16", MEZO_ADAM, None, 4, 32, 2, False),
+    ("135m bf16", SUBZERO, "least", 4, 32, 2, False),
+    ("135m bf16", SUBZERO, 900, 4, 32, 2, False),
+    ("135m bf16", LOZO, 120, 4, 32, 2, True),
+    ("135m bf16", TEZO, "least", 4, 32, 2, True),
+    ("135m bf16", TEZO_ADAM, "least", 16, 64, 2, False),
+    ("135m bf16", MEZO_ADAM, "least", 4, 32, 2, False),
+    ("135m nf4", TEZO, 60, 16, 64, 2, False),
+    ("1b-4 bf16", LOZO, 200, 4, 64, 2, False),
+    ("1b-4 nf4", BESIDE, "least", 2, 16, 2, False),
 )
 
 

@@ -83,13 +83,14 @@ def test_plan_is_what_the_run_holds(bases, tmp_path, name, dtype):
     method = METHODS[name]
     for kind in ("language", "candidates", "sequences"):
         packed = batch(kind)
-        least = planned(bases[dtype], method, packed, "1TiB")["smallest_budget_bytes"]
+        every = {"generation_every": 1}
+        least = planned(bases[dtype], method, packed, "1TiB", **every)["smallest_budget_bytes"]
         for budget in (least, least + 70_000, least * 2, "200MiB"):
-            found = planned(bases[dtype], method, packed, budget)
+            found = planned(bases[dtype], method, packed, budget, **every)
             assert found["fits"] and found["budget_bytes"] >= found["predicted_peak_bytes"]
             assert sum(found["bytes_by_purpose"].values()) == found["predicted_peak_bytes"]
             run_dir = tmp_path / f"{kind}-{budget}"
-            with opened(bases[dtype], method, budget, run_dir=run_dir, generation_every=1) as run:
+            with opened(bases[dtype], method, budget, run_dir=run_dir, **every) as run:
                 for _ in range(4):
                     result = run.train_step(packed)
                 held = run._engine.bytes_by_purpose

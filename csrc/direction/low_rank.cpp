@@ -1,7 +1,6 @@
 #include "direction/low_rank.h"
 
 #include "base/bits.h"
-#include "format/half.h"
 
 namespace smezo {
 
@@ -13,13 +12,12 @@ std::vector<float> middle_of(const LowRank& d, uint64_t run_seed, uint32_t tenso
   return out;
 }
 
-std::vector<float> orthonormal_columns(const Stream& stream, int64_t n, int rank) {
+void orthonormal_columns(const Stream& stream, int64_t n, int rank, double* out) {
   const size_t rows = static_cast<size_t>(n);
-  std::vector<double> q(rows * static_cast<size_t>(rank));
-  for (size_t i = 0; i < q.size(); ++i) q[i] = static_cast<double>(noise_at(NoiseKind::gaussian, stream, i));
-  std::vector<float> out(q.size());
+  for (size_t i = 0; i < rows * static_cast<size_t>(rank); ++i)
+    out[i] = static_cast<double>(noise_at(NoiseKind::gaussian, stream, i));
   for (int s = 0; s < rank; ++s) {
-    double* const x = q.data() + static_cast<size_t>(s) * rows;
+    double* const x = out + static_cast<size_t>(s) * rows;
     const auto dot = [&](const double* y) {
       double sum = 0;
       for (size_t j = 0; j < rows; ++j) sum += x[j] * y[j];
@@ -27,17 +25,14 @@ std::vector<float> orthonormal_columns(const Stream& stream, int64_t n, int rank
     };
     for (int pass = 0; pass < 2; ++pass) {
       for (int t = 0; t < s; ++t) {
-        const double* const y = q.data() + static_cast<size_t>(t) * rows;
+        const double* const y = out + static_cast<size_t>(t) * rows;
         const double along = dot(y);
         for (size_t j = 0; j < rows; ++j) x[j] -= along * y[j];
       }
     }
     const double norm = std::sqrt(dot(x));
     for (size_t j = 0; j < rows; ++j) x[j] /= norm;
-    for (size_t j = 0; j < rows; ++j)
-      out[static_cast<size_t>(s) * rows + j] = round_bf16(static_cast<float>(x[j]));
   }
-  return out;
 }
 
 }  // namespace smezo

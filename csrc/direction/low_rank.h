@@ -62,9 +62,8 @@ inline Stream query_stream(uint64_t run_seed, uint32_t tensor_id, uint32_t step,
 std::vector<float> middle_of(const LowRank& d, uint64_t run_seed, uint32_t tensor_id, uint32_t step,
                              uint32_t query);
 
-// The orthonormal factor [r][n] of a Gaussian [n, r] whose triangular factor has a positive diagonal, by
-// columns, rounded to bf16: modified Gram-Schmidt in double, twice. `at` s n + j of the stream is element j
-// of column s, exact normals.
-std::vector<float> orthonormal_columns(const Stream& stream, int64_t n, int rank);
+// The orthonormal factor of a Gaussian [n, r] whose triangular factor has a positive diagonal, by columns,
+// [r][n]: modified Gram-Schmidt, twice. `at` s n + j of the stream is element j of column s, exact normals.
+void orthonormal_columns(const Stream& stream, int64_t n, int rank, double* out);
 
 }  // namespace smezo

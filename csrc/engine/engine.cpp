@@ -180,10 +180,14 @@ int64_t Engine::Impl::factor_bytes() const {
   return n;
 }
 
+int64_t Engine::Impl::other_bytes() const {
+  return smezo::other_bytes(header.method, pool.size(), parameters.size(),
+                            options.memory_budget > 0 ? model->n_units() : 0);
+}
+
 int64_t Engine::Impl::fixed_bytes() const {
   return factor_bytes() + store->working_copy_bytes() + store->overlay_bytes() + store->support_bytes() +
-         store->moment_bytes() + store->scale_bytes() + store->ring_bytes() +
-         other_bytes(pool.size(), parameters.size());
+         store->moment_bytes() + store->scale_bytes() + store->ring_bytes() + other_bytes();
 }
 
 // Whatever the batch leaves of the budget holds units that need not be read again.
@@ -226,6 +230,7 @@ ProbeResult Engine::probe(const Batch& batch, const std::vector<Branch>& branche
   visit.methods = &m.selection.tensors;
   visit.resting = m.rules->resting(noise_step);
   visit.factors = m.factors.get();
+  visit.n_waiting = most_waiting(m.header.method.low_rank_of(), m.options.generation_every);
   visit.beside = [&m](uint32_t id) { return m.besides->of(id); };
   visit.catch_up = [&m](uint32_t id) { return m.pending->catch_up(id); };
   visit.caught_up = [&m](uint32_t id) { m.pending->caught_up(id); };
@@ -341,7 +346,7 @@ std::vector<std::pair<std::string, int64_t>> Engine::bytes_by_purpose() const {
           {"ring", s.ring_bytes()},
           {"resident units", s.resident_bytes()},
           {"forward", impl_->forward_bytes},
-          {"other", other_bytes(impl_->pool.size(), impl_->parameters.size())}};
+          {"other", impl_->other_bytes()}};
 }
 
 const std::vector<std::string>& Engine::notes() const { return impl_->notes; }

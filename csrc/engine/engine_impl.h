@@ -41,6 +41,7 @@ struct Engine::Impl {
   void write_generation_if_replay_is_long();
 
   int64_t factor_bytes() const;  // that stay between steps
+  int64_t other_bytes() const;   // as plan.h
   int64_t fixed_bytes() const;   // what does not depend on the batch
   // How the batch goes through the model. BudgetError.
   MicroBatches make_room(const Batch& batch, const VisitContext& visit, bool want_logits);

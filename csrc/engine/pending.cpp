@@ -48,7 +48,16 @@ Pending::Records Pending::of(uint32_t id) const {
   return {first_after(records_, watermark_[id]), records_.end()};
 }
 
-CatchUp Pending::catch_up(uint32_t id) { return has_state(id) ? catch_up_with(id, of(id)) : CatchUp(); }
+CatchUp Pending::catch_up(uint32_t id) {
+  if (!has_state(id)) return {};
+  if (!store_.streams_state(id)) return catch_up_with(id, of(id));
+  for (const Shared& s : shared_) {
+    if (s.tensor_id == id && s.watermark == watermark_[id] && s.tail == tail_) return s.catch_up;
+  }
+  if (shared_.size() == kMostShared) shared_.erase(shared_.begin());
+  shared_.push_back({id, watermark_[id], tail_, catch_up_with(id, of(id))});
+  return shared_.back().catch_up;
+}
 
 CatchUp Pending::catch_up_with(uint32_t id, Records records) {
   const TensorRequest& r = store_.request(id);
@@ -98,6 +107,7 @@ void Pending::streamed_state_is_at_tail() {
   for (uint32_t id = 0; id < methods_.size(); ++id) {
     if (methods_[id].trained && store_.streams_state(id)) advance_to_tail(id);
   }
+  shared_.clear();
   drop_applied();
 }
 

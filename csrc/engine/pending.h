@@ -49,8 +49,16 @@ class Pending {
   FactorSource& factors_;
   uint64_t run_seed_;
   uint32_t tail_;
-  std::vector<uint32_t> watermark_;     // [n_tensors]
-  std::vector<Track> tracks_;           // [n_tensors]; of low rank with adam: at the watermark
+  std::vector<uint32_t> watermark_;  // [n_tensors]
+  std::vector<Track> tracks_;        // [n_tensors]; of low rank with adam: at the watermark
+  // Of tensors whose units are visited one by one: records are made ready once. Q, k and v are visited
+  // together.
+  static constexpr size_t kMostShared = 3;
+  struct Shared {
+    uint32_t tensor_id, watermark, tail;
+    CatchUp catch_up;
+  };
+  std::vector<Shared> shared_;
   std::vector<PendingRecord> records_;  // those after the lowest watermark of a trained tensor
 };
 

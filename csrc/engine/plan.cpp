@@ -42,9 +42,15 @@ int64_t n_label_columns(const Batch& batch) {
 
 }  // namespace
 
-int64_t other_bytes(int n_threads, size_t n_tensors) {
-  constexpr int64_t kAlways = int64_t{13} << 18, kThread = int64_t{64} << 10, kTensor = 2048;
-  return kAlways + n_threads * kThread + static_cast<int64_t>(n_tensors) * kTensor;
+int64_t other_bytes(const MethodConfig& m, int n_threads, size_t n_tensors, int64_t n_units) {
+  constexpr int64_t kAlways = int64_t{13} << 18, kThread = int64_t{64} << 10, kEntry = 2048;
+  // What is to be read and where it goes, and where what stays is found: of a small ring's units there are
+  // thousands.
+  constexpr int64_t kUnit = static_cast<int64_t>(sizeof(ReadJob) + 2 * sizeof(Unit)) + 64;
+  // Of a generation: tensors, and what the rule keeps of each.
+  const int64_t n_kept = m.keeps_moments() && !m.lies_beside() ? n_moments(m.rule) : 0;
+  const int64_t n_entries = static_cast<int64_t>(n_tensors) * (1 + n_kept);
+  return kAlways + n_threads * kThread + n_entries * kEntry + n_units * kUnit;
 }
 
 Planner::Planner(const EngineOptions& options)
@@ -109,7 +115,9 @@ Planner::Fixed Planner::fixed(int64_t budget) const {
     const int64_t ring = whole_pages(ring_bytes_for(stream(budget), base_, opening_.requests));
     f.ring = keeps_trained ? ring : 2 * ring;  // one more for states
   }
-  f.other = other_bytes(n_threads_, opening_.requests.size());
+  const int64_t n_units =
+      streams ? static_cast<int64_t>(pass_of(tensors_of(opening_.config), true, cut(budget)).size()) : 0;
+  f.other = other_bytes(options_.method, n_threads_, opening_.requests.size(), n_units);
   return f;
 }
 
@@ -155,9 +163,15 @@ MicroBatches Planner::micro_batches(const Batch& batch, const StepShape& shape, 
                             : reads_rows ? single_row_bytes(t)
                                          : 0;
   const MethodConfig& method = options_.method;
-  const ForwardShape forward{&kernels_,          compute,           shape.n_branches,
-                             n_threads_,         row_bytes,         method.low_rank_of(),
-                             method.all_ranks(), !method.only_reads};
+  const ForwardShape forward{&kernels_,
+                             compute,
+                             shape.n_branches,
+                             n_threads_,
+                             row_bytes,
+                             method.low_rank_of(),
+                             method.all_ranks(),
+                             !method.only_reads,
+                             most_waiting(method.low_rank_of(), options_.generation_every)};
   return micro_batches_for(
       batch, room,
       [&](const Batch& b) { return forward_bytes(opening_.config, b, forward, shape.want_logits); },
@@ -180,6 +194,25 @@ int64_t Planner::smallest_budget(int64_t forward) const {
   return high;
 }
 
+// As the store cuts its tensors.
+Cut Planner::cut(int64_t budget) const {
+  const int64_t unit_bytes =
+      unit_bytes_for(whole_pages(ring_bytes_for(stream(budget), base_, opening_.requests)));
+  const auto in_memory = [this, keeps_trained = !streams_trained(budget)](uint32_t id) {
+    return is_copied(opening_.requests[id], base_.tensor(id).dtype, keeps_trained);
+  };
+  Cut cut;
+  cut.rows = [this](uint32_t id) { return opening_.requests[id].rows; };
+  cut.unit_rows = [this, in_memory, unit_bytes](uint32_t id) {
+    const TensorRequest& r = opening_.requests[id];
+    return in_memory(id) ? r.rows : streamed_unit_rows(base_.tensor(id), r, unit_bytes, opening_.values);
+  };
+  cut.unit_step = [this, in_memory](uint32_t id) {
+    return in_memory(id) ? 1 : std::lcm(base_.tensor(id).row_multiple(), opening_.requests[id].row_step);
+  };
+  return cut;
+}
+
 // What begin_pass keeps of a pass with `room` bytes for units that stay, and what each later step reads once
 // there is a generation.
 Planner::Streaming Planner::streaming(const Batch& batch, const MicroBatches& micro, const StepShape& shape,
@@ -191,16 +224,7 @@ Planner::Streaming Planner::streaming(const Batch& batch, const MicroBatches& mi
   const auto in_memory = [&](uint32_t id) {
     return is_copied(request(id), base_.tensor(id).dtype, keeps_trained);
   };
-  Cut cut;
-  cut.rows = [&](uint32_t id) { return request(id).rows; };
-  cut.unit_rows = [&](uint32_t id) {
-    return in_memory(id)
-               ? request(id).rows
-               : streamed_unit_rows(base_.tensor(id), request(id), unit_bytes_for(ring), opening_.values);
-  };
-  cut.unit_step = [&](uint32_t id) {
-    return in_memory(id) ? 1 : std::lcm(base_.tensor(id).row_multiple(), request(id).row_step);
-  };
+  const Cut cut = this->cut(budget);
   const ModelTensors tensors = tensors_of(opening_.config);
   Streaming out;
   int64_t through = 0, states = 0;  // the ring of what is read, the ring of states

@@ -8,6 +8,7 @@
 #include "engine/opening.h"
 #include "engine/rates.h"
 #include "model/micro_batch.h"
+#include "model/pass.h"
 #include "model/sizes.h"
 #include "store/base.h"
 
@@ -15,7 +16,7 @@ namespace smezo {
 
 // What a run holds beside what is counted one by one: tables of names and places, threads' stacks, the
 // journal's buffers, what the interpreter makes of a batch. Measured, see benchmarks/memory.py.
-int64_t other_bytes(int n_threads, size_t n_tensors);
+int64_t other_bytes(const MethodConfig& method, int n_threads, size_t n_tensors, int64_t n_units);
 
 // How a step asks the model.
 struct StepShape {
@@ -65,6 +66,7 @@ class Planner {
   };
   StreamOptions stream(int64_t budget) const;
   bool streams_trained(int64_t budget) const;
+  Cut cut(int64_t budget) const;
   bool packs(uint32_t id) const;       // does a generation hold the tensor's support only?
   int64_t n_state(uint32_t id) const;  // elements of a tensor in a generation
   Fixed fixed(int64_t budget) const;

@@ -23,7 +23,8 @@ inline TensorDirection direction_of(const TensorMethod& m, uint32_t tensor_id, u
   return d;
 }
 
-// Records on their way to one tensor's rows.
+// Records on their way to one tensor's rows. A copy is the same records and factors: units of a tensor share
+// them.
 class CatchUp {
  public:
   struct Tensor {
@@ -40,7 +41,7 @@ class CatchUp {
   CatchUp(const Tensor& tensor, std::span<const PendingRecord> records, const Kernels& kernels,
           ThreadPool& pool, FactorSource& factors, Track track = {});
 
-  bool empty() const { return records_.empty(); }
+  bool empty() const { return !work_ || work_->records.empty(); }
   // All records on rows [row0, row0 + n_rows), any thread: a strip stays in cache meanwhile. With an overlay
   // its values are what is written, and w tells shape and id only. Weight decay moves matrices only, as in
   // MeZO's code: norms and biases (rows == 1) are left alone.
@@ -49,10 +50,13 @@ class CatchUp {
   void apply_all(Store& store, ThreadPool& pool) const;
 
  private:
-  Tensor tensor_{};
-  const Kernels* kernels_ = nullptr;
-  std::vector<PendingRecord> records_;
-  std::unique_ptr<LowRankUpdate> low_rank_;  // of all of them, in their order
+  struct Work {
+    Tensor tensor;
+    const Kernels* kernels;
+    std::vector<PendingRecord> records;
+    std::unique_ptr<LowRankUpdate> low_rank;  // of all of them, in their order
+  };
+  std::shared_ptr<const Work> work_;
 };
 
 }  // namespace smezo

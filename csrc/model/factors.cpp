@@ -2,9 +2,17 @@
 
 #include <iterator>
 
+#include "base/error.h"
 #include "format/half.h"
 
 namespace smezo {
+
+// Not by malloc, which would keep what the factors of an epoch leave behind.
+static Pages pages_of(int64_t n_bytes) {
+  Pages out = allocate_pages(n_bytes);
+  check<BudgetError>(out != nullptr, "factors", "no memory for the factors of a tensor");
+  return out;
+}
 
 Factors::Factors(const LowRank& d, uint64_t run_seed, uint32_t tensor_id, int64_t m, int64_t n,
                  uint32_t epoch, const Kernels& kernels, ThreadPool& pool)
@@ -13,14 +21,17 @@ Factors::Factors(const LowRank& d, uint64_t run_seed, uint32_t tensor_id, int64_
   pool.run(2, [&](int64_t side, int) {
     const Stream stream =
         side == 0 ? u_stream(run_seed, tensor_id, epoch) : v_stream(run_seed, tensor_id, epoch);
-    std::vector<uint16_t>& to = side == 0 ? u_ : v_;
-    const int64_t rows = side == 0 ? m : n;
-    const std::vector<float> columns = orthonormal_columns(stream, rows, d.rank);
-    to.resize(columns.size());
-    for (size_t i = 0; i < columns.size(); ++i) {
+    const int64_t rows = side == 0 ? m : n, all = rows * d.rank;
+    const Pages columns = pages_of(all * static_cast<int64_t>(sizeof(double)));
+    double* const from = static_cast<double*>(columns.get());
+    orthonormal_columns(stream, rows, d.rank, from);
+    Pages& kept = side == 0 ? u_ : v_;
+    kept = pages_of(all * static_cast<int64_t>(sizeof(uint16_t)));
+    uint16_t* const to = static_cast<uint16_t*>(kept.get());
+    for (int64_t i = 0; i < all; ++i) {
       // u is read by rows.
-      const size_t s = i / static_cast<size_t>(rows), row = i % static_cast<size_t>(rows);
-      to[side == 0 ? row * static_cast<size_t>(d.rank) + s : i] = f32_to_bf16(columns[i]);
+      const int64_t s = i / rows, row = i % rows;
+      to[side == 0 ? row * d.rank + s : i] = f32_to_bf16(static_cast<float>(from[i]));
     }
   });
 }
@@ -33,7 +44,7 @@ void Factors::to_bf16_numbers(float* values, int64_t n) const {
 
 void Factors::v_column(int s, float* out) const {
   if (d_.kind == LowRankKind::uzv) {
-    for (int64_t j = 0; j < n_; ++j) out[j] = bf16_to_f32(v_[static_cast<size_t>(s * n_ + j)]);
+    for (int64_t j = 0; j < n_; ++j) out[j] = bf16_to_f32(static_cast<const uint16_t*>(v_.get())[s * n_ + j]);
     return;
   }
   TensorDirection noise;
@@ -45,7 +56,7 @@ void Factors::v_column(int s, float* out) const {
 
 void Factors::u_rows(int64_t row0, int64_t n_rows, uint32_t step, uint32_t query, float* out) const {
   if (d_.kind == LowRankKind::uzv) {
-    const uint16_t* const from = u_.data() + row0 * d_.rank;
+    const uint16_t* const from = static_cast<const uint16_t*>(u_.get()) + row0 * d_.rank;
     for (int64_t i = 0; i < n_rows * d_.rank; ++i) out[i] = bf16_to_f32(from[i]);
     return;
   }

@@ -33,11 +33,11 @@ class Factors {
   }
   // What such factors keep.
   static int64_t kept_bytes(const LowRank& d, int64_t m, int64_t n) {
-    return d.kind == LowRankKind::uzv ? d.rank * (m + n) * 2 : 0;
+    return d.kind == LowRankKind::uzv ? whole_pages(d.rank * m * 2) + whole_pages(d.rank * n * 2) : 0;
   }
-  // What making them takes beside: columns in double, and in float.
+  // What making them takes beside.
   static int64_t making_bytes(const LowRank& d, int64_t m, int64_t n) {
-    return d.kind == LowRankKind::uzv ? d.rank * (m + n) * 12 : 0;
+    return d.kind == LowRankKind::uzv ? whole_pages(d.rank * m * 8) + whole_pages(d.rank * n * 8) : 0;
   }
 
  private:
@@ -49,7 +49,7 @@ class Factors {
   int64_t m_, n_;
   uint32_t epoch_;
   const Kernels* kernels_;
-  std::vector<uint16_t> u_, v_;  // uzv: bf16, u by rows, v by columns
+  Pages u_, v_;  // uzv: bf16, u by rows, v by columns
 };
 
 class FactorSource {

@@ -50,7 +50,6 @@ LowRankUpdate::~LowRankUpdate() {
     spare_->give_back(std::move(c.v));
     spare_->give_back(std::move(c.v_squared));
   }
-  for (Prepared& p : records_) spare_->give_back(std::move(p.packed_middle));
 }
 
 size_t LowRankUpdate::columns_of(uint32_t step, ThreadPool& pool, FactorSource& factors, bool squares) {
@@ -131,7 +130,9 @@ void LowRankUpdate::add(const PendingRecord& r, ThreadPool& pool, FactorSource& 
     for (int s = 0; s < d_.rank; ++s)
       std::copy_n(p.middle.data() + s * d_.rank, d_.rank, rows.data() + s * ld);
     const int64_t n_panels = ld / kLanes;
-    p.packed_middle = spare_->take(kernels_.packed_bytes(Compute::f32, d_.rank, n_panels));
+    p.middle = {};
+    p.packed_middle = allocate_pages(kernels_.packed_bytes(Compute::f32, d_.rank, n_panels));
+    check<BudgetError>(p.packed_middle != nullptr, "factors", "no memory for what lies between them");
     kernels_.pack(Compute::f32, rows.data(), ld, d_.rank, 0, n_panels, p.packed_middle.get());
   }
   records_.push_back(std::move(p));
@@ -233,9 +234,18 @@ void LowRankUpdate::apply(const UpdateJob& job, const PendingRecord& r, size_t i
   }
 }
 
-int64_t LowRankUpdate::bytes(const Kernels& kernels, const LowRank& d, int64_t cols) {
-  // Two epochs; squares; and the columns before they are packed.
-  return 5 * whole_pages(kernels.packed_bytes(Compute::f32, d.rank, panels_of_columns(cols)));
+int64_t LowRankUpdate::column_bytes(const Kernels& kernels, const LowRank& d, int64_t cols, int n_together) {
+  // Two epochs, or one and its squares; and the columns before they are packed. What is used again is as
+  // large as the largest.
+  return (2 * n_together + 1) *
+         whole_pages(kernels.packed_bytes(Compute::f32, d.rank, panels_of_columns(cols)));
+}
+
+int64_t LowRankUpdate::bytes(const Kernels& kernels, const LowRank& d, int64_t rows, int64_t cols,
+                             int n_records) {
+  if (d.kind != LowRankKind::uzv) return 0;
+  const int64_t middle = whole_pages(kernels.packed_bytes(Compute::f32, d.rank, panels_of_columns(d.rank)));
+  return Factors::kept_bytes(d, rows, cols) + n_records * middle;  // factors of the epoch before
 }
 
 int64_t LowRankUpdate::thread_bytes(const LowRank& d, int64_t cols) {

@@ -43,8 +43,9 @@ class LowRankUpdate {
   void apply(const UpdateJob& job, const PendingRecord& r, size_t i, int64_t row0, int64_t n_rows,
              const MomentsOf& moments) const;
 
-  // Bytes of factors that records of two epochs take, and of a thread's scratch.
-  static int64_t bytes(const Kernels& kernels, const LowRank& d, int64_t cols);
+  // Bytes of packed columns that n_together such take, of n_records beside them, and of a thread's scratch.
+  static int64_t column_bytes(const Kernels& kernels, const LowRank& d, int64_t cols, int n_together);
+  static int64_t bytes(const Kernels& kernels, const LowRank& d, int64_t rows, int64_t cols, int n_records);
   static int64_t thread_bytes(const LowRank& d, int64_t cols);
 
  private:
@@ -77,7 +78,7 @@ class LowRankUpdate {
   uint32_t tensor_id_;
   int64_t m_, n_;
   const Kernels& kernels_;
-  SparePages* spare_ = nullptr;  // where what is packed comes from and goes
+  SparePages* spare_ = nullptr;  // where packed columns come from and go
   std::vector<Columns> columns_;
   std::vector<Prepared> records_;
 };

@@ -77,6 +77,7 @@ ForwardShape shape_of(const VisitContext& c, const Store& store, int64_t embeddi
     s.low_rank = m.low_rank;
     s.most_rank = m.most_rank;
     s.updates_by_factors = !m.only_read;
+    s.n_waiting = c.n_waiting;
     break;
   }
   return s;
@@ -88,6 +89,10 @@ int64_t Model::forward_bytes(const Batch& batch, const VisitContext& context, bo
                              bool left) const {
   return smezo::forward_bytes(impl_->config, batch, shape_of(context, impl_->store, impl_->tensors.embedding),
                               want_logits, left ? impl_->arena.size_bytes() + impl_->rope.size_bytes() : 0);
+}
+
+int64_t Model::n_units() const {
+  return static_cast<int64_t>(pass_of(impl_->tensors, true, cut_of(impl_->store)).size());
 }
 
 void Model::drop_buffers() {

@@ -71,6 +71,7 @@ struct VisitContext {
   const std::vector<TensorMethod>* methods = nullptr;  // [n_tensors]
   std::vector<bool> resting;                           // [n_layers] at this step; empty: none
   FactorSource* factors = nullptr;
+  int n_waiting = 1;  // records that `catch_up` gives for a tensor, at most
   std::function<const Beside*(uint32_t tensor_id)> beside;  // nullptr: a tensor has none
   // Records to apply to a trained tensor before it is used. The model calls `caught_up(id)` when every row of
   // the tensor has had them; the engine then moves the tensor's watermark. Empty when there is nothing to do.
@@ -105,6 +106,7 @@ class Model {
   ForwardResult forward(const Batch&, const VisitContext&, bool want_logits = false);
   // Bytes that such a forward takes beside the store: activations and scratch, rows of the embedding, values.
   // left: counting the buffers that earlier batches have left.
+  int64_t n_units() const;  // of the longest pass
   int64_t forward_bytes(const Batch&, const VisitContext&, bool want_logits = false, bool left = true) const;
   void drop_buffers();  // that earlier batches have left
 

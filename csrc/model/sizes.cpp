@@ -1,6 +1,8 @@
 #include "model/sizes.h"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "model/factors.h"
 #include "model/low_rank_update.h"
@@ -43,16 +45,29 @@ int64_t StripSizes::embed_bytes(int64_t d) const {
 // Of the factors of the tensors that are multiplied together.
 static int64_t low_rank_bytes(const ModelConfig& c, const Batch& batch, const ForwardShape& shape) {
   if (!shape.low_rank) return 0;
-  constexpr int64_t kTogether = 3;
-  const int64_t k = std::max({c.hidden_size, c.intermediate_size, c.n_heads * c.head_dim});
+  constexpr int kTogether = 3;
+  const int64_t d = c.hidden_size, f = c.intermediate_size, q = c.n_heads * c.head_dim,
+                kv = c.n_kv_heads * c.head_dim;
   const int64_t n_panels = panels_of(static_cast<int64_t>(batch.tokens.size()));
-  int64_t n = kTogether * SideProduct::bytes(*shape.kernels, shape.compute, shape.most_rank, k, n_panels,
-                                             shape.n_branches, shape.n_threads);
-  n += Factors::making_bytes(shape.low_rank, k, k);
+  int64_t n =
+      kTogether * SideProduct::bytes(*shape.kernels, shape.compute, shape.most_rank, std::max({d, f, q}),
+                                     n_panels, shape.n_branches, shape.n_threads);
+  int64_t making = 0, updates = 0;
+  using Sides = std::pair<int64_t, int64_t>;
+  for (const std::vector<Sides>& group :
+       {std::vector<Sides>{{q, d}, {kv, d}, {kv, d}}, {{d, q}}, {{f, d}, {f, d}}, {{d, f}}}) {
+    int64_t of_group = 0;
+    for (const auto& [rows, cols] : group) {
+      making = std::max(making, Factors::making_bytes(shape.low_rank, rows, cols));
+      of_group += LowRankUpdate::bytes(*shape.kernels, shape.low_rank, rows, cols, shape.n_waiting);
+    }
+    updates = std::max(updates, of_group);
+  }
   if (shape.updates_by_factors)
-    n += kTogether * LowRankUpdate::bytes(*shape.kernels, shape.low_rank, k) +
-         shape.n_threads * LowRankUpdate::thread_bytes(shape.low_rank, k);
-  return n;
+    n += updates +
+         LowRankUpdate::column_bytes(*shape.kernels, shape.low_rank, std::max({d, f, q}), kTogether) +
+         shape.n_threads * LowRankUpdate::thread_bytes(shape.low_rank, std::max({d, f, q}));
+  return n + making;
 }
 
 int64_t forward_bytes(const ModelConfig& c, const Batch& batch, const ForwardShape& shape, bool want_logits,

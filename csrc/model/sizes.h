@@ -20,6 +20,7 @@ struct ForwardShape {
   LowRank low_rank;                 // of what trains
   int most_rank = 0;                // with what may lie beside the base
   bool updates_by_factors = false;  // low rank, and its records change working copies
+  int n_waiting = 1;                // records that a visit has to apply, at most
 };
 
 constexpr int64_t kGatedPanels = 16;
