@@ -253,6 +253,20 @@ def test_interval_between_generations_is_told(bases):
     assert any(line.startswith("generations") and "every 64 steps (a guess" in line for line in lines)
 
 
+@pytest.mark.parametrize("method", [SparseMeZO(), Sensitive(fraction=0.05, rule="adam"), MeZO(rule="momentum")])
+def test_a_resident_generation_is_as_large_as_told(bases, tmp_path, method):
+    with opened(bases["bf16"], method, None, run_dir=tmp_path) as run:
+        run.train_step(batch("language"))
+        run._engine.save_generation()
+        written, n = run._engine.generation_bytes_written, run.diagnostics()["n_trained"]
+    if method.name == "sparse-mezo":
+        n = sum(rows * cols for _, rows, cols, linear in core_tensors(bases["bf16"]) if linear)
+    # One is due when replaying takes 30 s: with this rate, at every step.
+    rates = {"gemm_flops_per_s": 1e12, "operands_per_s": 1e9, "updates_per_s": n / 30}
+    found = planning.planner(bases["bf16"], method, threads=2).plan(planning.core_batch(batch("language")), 2, **rates)
+    assert found["bytes_written_per_step"] == pytest.approx(44 + written, rel=1e-6)
+
+
 def core_tensors(base):
     with Runtime.from_pretrained(base, method=MeZO(), lr=1e-3, eps=1e-2) as run:
         return run._engine.tensors
