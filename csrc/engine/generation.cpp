@@ -130,6 +130,8 @@ void Engine::Impl::write_generation_if_replay_is_long() {
   const uint32_t since = std::max(newest_generation, last_attempt);
   if ((n_committed - since) * seconds_per_record <= kLongestReplay) return;
   last_attempt = n_committed;
+  journal->sync();  // outside: a journal that cannot be synced is no note
+  n_unsynced = 0;
   try {
     write_generation_with([] {});
   } catch (const IoError& e) {

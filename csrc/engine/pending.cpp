@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/generation_interval.h"
+
 namespace smezo {
 
 Pending::Pending(Store& store, const std::vector<TensorMethod>& methods, const Kernels& kernels,
@@ -114,10 +116,9 @@ void Pending::streamed_state_is_at_tail() {
 // Records of low rank make factors, of two epochs at most, and numbers between them: after a long time away
 // there are many.
 static size_t n_at_once(const LowRank& d, std::span<const PendingRecord> records) {
-  constexpr size_t kMost = 64;
   if (!d) return records.size();
   size_t n = 1;
-  while (n < std::min(records.size(), kMost) &&
+  while (n < std::min(records.size(), size_t{kMostWaiting}) &&
          epoch_of(d, records[n].step) <= epoch_of(d, records[0].step) + 1)
     ++n;
   return n;
