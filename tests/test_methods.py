@@ -134,18 +134,27 @@ def test_streamed_records_wait_for_the_end_of_their_factors(base, tmp_path, meth
     """Else they would make them anew at every visit of the weights, however many epochs there are."""
     streamed = {"memory_budget": "24MiB", "stream_trained": True, "generation_every": 99}
     options = {"lr": 1e-3, "eps": EPS, "dtype": "fp32", "threads": 2}
+
+    def generations():
+        return [p.name for p in (tmp_path / "generations").glob("generation-*")]
+
     with Runtime.from_pretrained(base[0], method=method, **options) as run:
         scalars, tail = steps(run, 7), final(run)
     with Runtime.from_pretrained(base[0], method=method, run_dir=tmp_path, **options, **streamed) as run:
         found = []
         for i in range(7):
             assert steps(run, 1, i) == scalars[i : i + 1]
-            found.append([p.name for p in (tmp_path / "generations").glob("generation-*")])
+            found.append(generations())
         assert same(final(run), tail)
     names = [f"generation-{w:010d}.safetensors" for w in written]
     assert [names for names, before in zip(found, [[], *found], strict=False) if names != before] == [
         [n] for n in names
     ]
+    # Nor when the run is opened without its generations.
+    (tmp_path / "generations" / names[-1]).unlink()
+    with Runtime.from_pretrained(base[0], method=method, run_dir=tmp_path, **options, **streamed) as run:
+        assert generations() == names[-1:]
+        assert same(final(run), tail)
 
 
 def test_the_table_has_a_test_row_for_each_method():

@@ -374,6 +374,23 @@ with Runtime.from_pretrained(sys.argv[1], method=method, run_dir=sys.argv[2], **
 """
 
 
+def test_a_run_can_be_read_while_it_replaces_its_generations(base, tmp_path):
+    options = {"lr": 2.0**-8, "eps": 2.0**-7, "seed": 5, "threads": 1, "memory_budget": "32MiB"}
+    options |= {"stream_trained": True, "generation_every": 1}
+    program = [sys.executable, "-c", KILLED, base, tmp_path, os.path.dirname(__file__), json.dumps(options), "mezo"]
+    child = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+    try:
+        child.stdout.readline()
+        seen = []
+        while child.poll() is None and (not seen or seen[-1] < seen[0] + 50):
+            with Runtime.from_journal(base, tmp_path / "journal.smz", memory_budget="32MiB", threads=1) as reader:
+                seen.append(reader.step)
+    finally:
+        child.kill()
+        child.wait()
+    assert seen == sorted(seen) and len(set(seen)) > 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sensitive", "sparse-mezo", "mezo"])
 def test_killed_at_random_moments_it_goes_on_as_if_nothing_had_happened(base, tmp_path, name):

@@ -71,7 +71,7 @@ StateHeader state_header(const Engine::Impl& m) {
   h.method_json = to_json(m.header);
   h.base_fingerprint = m.header.base_fingerprint;
   h.watermark = m.n_committed;
-  h.journal_tail = m.journal ? m.journal->tail_checksum() : m.replayed_chain;
+  h.journal_tail = m.chain;
   return h;
 }
 

@@ -135,7 +135,17 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
 std::unique_ptr<Engine> Engine::open(const EngineOptions& options) {
-  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options)));
+  const bool replays = !options.journal.empty();
+  const std::string folder = replays ? join(parent_folder(options.journal), "generations") : "";
+  for (;;) {
+    const std::vector<uint32_t> before = list_generations(folder);
+    try {
+      return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options)));
+    } catch (const IoError&) {
+      // The run that is replayed may go on meanwhile, and a new generation takes the old one's place.
+      if (!replays || list_generations(folder) == before) throw;
+    }
+  }
 }
 
 float Engine::least_eps() const {
@@ -165,8 +175,10 @@ void Engine::start(float lr, float eps) {
   impl_->factors->forget();  // of probes at steps that the run may never reach
   impl_->header.lr = lr;
   impl_->header.eps = eps;
-  if (!impl_->journal_path.empty())
+  if (!impl_->journal_path.empty()) {
     impl_->journal = std::make_unique<Journal>(Journal::create(impl_->journal_path, to_json(impl_->header)));
+    impl_->chain = impl_->journal->tail_checksum();
+  }
   impl_->seconds_per_record = impl_->measure_replay_rate();
   impl_->is_started = true;
 }
@@ -298,6 +310,7 @@ bool Engine::commit(const StepDecision& d) {
   }
   if (m.journal) {
     m.journal->append(r);
+    m.chain = m.journal->tail_checksum();
     if (++m.n_unsynced >= m.options.sync_every) sync();
   }
   m.n_committed = r.step;

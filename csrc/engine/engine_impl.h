@@ -89,7 +89,7 @@ struct Engine::Impl {
   uint32_t n_committed = 0;
   uint32_t newest_generation = 0;  // its watermark
   uint32_t last_attempt = 0;       // to write one
-  uint32_t replayed_chain = 0;     // of the last record, where no journal is open for writing
+  uint32_t chain = 0;              // of the journal at n_committed; 0: there is none
   double seconds_per_record = 0;
   int n_unsynced = 0;
   bool is_started = false;

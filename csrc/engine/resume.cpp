@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "engine/engine_impl.h"
+#include "engine/generation_interval.h"
 
 namespace smezo {
 
@@ -29,10 +30,15 @@ void check_record(const Record& r, uint32_t last, const std::string& path) {
                           " has a number that is not finite, expected it recorded as skipped (I11)");
 }
 
+struct Found {
+  Record record;
+  uint32_t chain;  // of the journal after it
+};
+
 // Would commit have taken these records? last: step of the last one.
-void check_of_method(const MethodConfig& method, const std::deque<Record>& records, uint32_t last,
+void check_of_method(const MethodConfig& method, const std::deque<Found>& found, uint32_t last,
                      const std::string& path) {
-  for (const Record& r : records)
+  for (const auto& [r, chain] : found)
     if (static_cast<int>(r.scalars.size()) != method.n_scalars())
       fail<FormatError>("journal", path + ": step " + std::to_string(r.step) + " has " +
                                        std::to_string(r.scalars.size()) + " scalars, expected " +
@@ -56,18 +62,18 @@ void Engine::Impl::resume(const Opening& opening) {
   const uint32_t watermark = usable == newest_first.end() ? 0 : *usable;
   const bool looks_back_to_first = options.method.low_rank != LowRankKind::none;
   const int64_t window = options.method.window;
-  uint32_t chain = 0, last = 0;
-  std::deque<Record> records;
+  uint32_t chain_of_watermark = 0, last = 0;
+  std::deque<Found> records;
   int64_t n_before = 0;
   const auto on_record = [&](const Record& r, uint32_t at) {
     check_record(r, last, path);
     last = r.step;
     if (r.step > options.replay_to) return;
     n_committed = r.step;
-    replayed_chain = at;
-    if (r.step == watermark) chain = at;
+    chain = at;
+    if (r.step == watermark) chain_of_watermark = at;
     if (r.kind != RecordKind::step) return;
-    records.push_back(r);
+    records.push_back({r, at});
     if (r.step > watermark || looks_back_to_first) return;
     if (++n_before > window) records.pop_front();  // of what the generation holds
   };
@@ -81,6 +87,7 @@ void Engine::Impl::resume(const Opening& opening) {
     journal = std::make_unique<Journal>(Journal::open(path, on_record));
     state = journal->state();
   }
+  if (state.n_records == 0) chain = state.tail_checksum;
   const RunHeader found = named(path, [&] { return run_header_from_json(state.header_json); });
   check_of_method(found.method, records, last, path);
   std::optional<StateReader> delta;
@@ -111,10 +118,20 @@ void Engine::Impl::resume(const Opening& opening) {
   keep_moments();
   besides = std::make_unique<Besides>(selection.tensors, parameters, *factors, header.seed);
   if (delta) load_delta(*delta);
-  if (watermark > 0) load_generation(watermark, chain);
+  if (watermark > 0) load_generation(watermark, chain_of_watermark);
   begin(watermark);
   rules->pass(std::max<int64_t>(0, n_before - window), watermark);
-  for (const Record& r : records) apply(r);
+  const uint32_t tail = n_committed, chain_of_tail = chain;
+  n_committed = watermark, chain = chain_of_watermark;
+  for (const auto& [r, at] : records) {
+    // Else the next visit of streamed state makes the factors of all epochs that wait.
+    if (journal && streams_state() && n_committed > newest_generation &&
+        waited_long_enough(header.method.low_rank_of(), newest_generation + 1, r.step))
+      write_generation_with([] {});
+    apply(r);
+    if (r.step > watermark) n_committed = r.step, chain = at;
+  }
+  n_committed = tail, chain = chain_of_tail;
   seconds_per_record = measure_replay_rate();
   is_started = true;
   flush();
