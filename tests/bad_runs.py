@@ -48,9 +48,9 @@ def of_numbers(described: dict, said) -> dict:
         "mask-density-past-32-bits": (masks(2, 2**32 + 1), "density 4294967297 of 65536"),
         "mask-of-negative-elements": (masks(3, -1), "-1 elements, expected numbers of a mask"),
         "mask-of-more-than-any": (masks(3, 2**62), f"{2**62} elements, expected numbers of a mask"),
-        "queries-past-32-bits": (queries(2**32 + 1), "4294967297 queries, expected 1 to "),
+        "queries-past-32-bits": (queries(2**32 + 1), "4294967297, expected a whole number of at most "),
         "queries-zero": (queries(0), "0 queries, expected 1 to "),
-        "queries-negative": (queries(-1), "-1 queries, expected 1 to "),
+        "queries-negative": (queries(-1), "-1, expected a whole number of at most "),
         "queries-one-more": (queries(65), "65 queries, expected 1 to "),
     }
 

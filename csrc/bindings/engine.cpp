@@ -102,39 +102,18 @@ std::vector<Branch> branches_from(const std::vector<std::tuple<int, int, float>>
 MethodConfig method_from(const py::dict& d) {
   MethodConfig m;
   size_t n_known = 0;
-  const auto take = [&](const char* name, auto&& set) {
+  const auto take = [&](const char* name, auto& to) {
+    using Field = std::remove_reference_t<decltype(to)>;
     if (!d.contains(name)) return;
     ++n_known;
-    set(d[name]);
+    if constexpr (std::is_enum_v<Field>) {
+      read_word(d[name].cast<std::string>(), &to);
+    } else {
+      to = d[name].cast<Field>();
+    }
   };
-  const auto text = [&](const char* name, std::string* to) {
-    take(name, [&](const py::handle& v) { *to = v.cast<std::string>(); });
-  };
-  const auto word = [&](const char* name, auto from_name, auto* to) {
-    take(name, [&](const py::handle& v) { *to = from_name(v.cast<std::string>()); });
-  };
-  const auto number = [&](const char* name, double* to) {
-    take(name, [&](const py::handle& v) { *to = v.cast<double>(); });
-  };
-  const auto integer = [&](const char* name, int* to) {
-    take(name, [&](const py::handle& v) { *to = v.cast<int>(); });
-  };
-  const auto truth = [&](const char* name, bool* to) {
-    take(name, [&](const py::handle& v) { *to = v.cast<bool>(); });
-  };
-  text("kind", &m.kind), text("trains", &m.trains), text("index", &m.index);
-  word("mask", mask_from_name, &m.mask), word("index_set", index_kind_from_name, &m.index_set);
-  word("noise", noise_from_name, &m.noise), word("low_rank", low_rank_from_name, &m.low_rank);
-  word("plan", plan_from_name, &m.plan), word("estimator", estimator_from_name, &m.estimator);
-  word("rule", rule_from_name, &m.rule);
-  number("sparsity", &m.sparsity), number("fraction", &m.fraction), number("drop", &m.drop);
-  number("beta1", &m.beta1), number("beta2", &m.beta2), number("adam_eps", &m.adam_eps);
-  number("smoothing", &m.smoothing), number("weight_decay", &m.weight_decay);
-  integer("rank", &m.rank), integer("rank_cap", &m.rank_cap), integer("refresh", &m.refresh),
-      integer("queries", &m.queries);
-  integer("window", &m.window);
-  truth("only_reads", &m.only_reads), truth("over_eps", &m.over_eps), truth("damped", &m.damped);
-  truth("corrected", &m.corrected);
+  visit_fields(m, take), visit_parts(m, take);
+  take("fraction", m.fraction), take("index", m.index);
   check<ArgumentError>(n_known == d.size(), "method",
                        std::to_string(d.size() - n_known) + " unknown parts, expected only known ones");
   return m;

@@ -28,7 +28,7 @@ Purpose purpose_from_name(const std::string& name) {
 py::array_t<float> noise(const std::string& kind, uint64_t run_seed, uint32_t step, uint32_t query,
                          uint32_t tensor_id, int64_t start, int64_t n, const std::string& purpose) {
   TensorDirection d;
-  d.noise = noise_from_name(kind);
+  read_word(kind, &d.noise);
   d.stream = {run_seed, step, query, purpose_from_name(purpose), tensor_id};
   py::array_t<float> out(n);
   kernels_for(choose_isa()).noise(d, start, n, out.mutable_data());

@@ -106,7 +106,7 @@ void Engine::Impl::keep_moments() {
     const int64_t n = n_moments_of(m, parameters[id].rows, parameters[id].cols, overlay ? overlay->n() : 0);
     check<ArgumentError>(
         n == 0 || !store->streams_state(id) || parameters[id].block_linear, "memory_budget",
-        "what trains does not fit, and rule " + std::string(rule_name(m.rule)) + " keeps moments of '" +
+        "what trains does not fit, and rule " + std::string(word(m.rule)) + " keeps moments of '" +
             parameters[id].name +
             "', of which single rows are read; expected only weights of the decoder blocks, a "
             "window (moments are then rebuilt from the journal), or a larger budget");

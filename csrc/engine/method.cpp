@@ -82,7 +82,7 @@ void check_parts(const MethodConfig& m) {
   require(!m.only_reads || low_rank,
           "a base that is only read with a dense direction, expected a low-rank one");
   require(!m.only_reads || m.low_rank == LowRankKind::utv || m.rule == RuleKind::sgd,
-          std::string("rule ") + rule_name(m.rule) +
+          std::string("rule ") + word(m.rule) +
               " with factors that change beside a base that is only read, expected sgd");
   require(m.rank_cap == 0 || (m.only_reads && m.low_rank != LowRankKind::utv),
           "rank_cap " + std::to_string(m.rank_cap) +
@@ -100,7 +100,7 @@ void check_parts(const MethodConfig& m) {
   require(!low_rank || m.rule == RuleKind::sgd || m.only_reads ||
               (m.low_rank == LowRankKind::utv && m.rule == RuleKind::adam) ||
               (m.low_rank == LowRankKind::uv && m.rule == RuleKind::momentum),
-          std::string("rule ") + rule_name(m.rule) + " with low rank " + low_rank_name(m.low_rank) +
+          std::string("rule ") + word(m.rule) + " with low rank " + word(m.low_rank) +
               ", expected sgd; momentum with U V^T; adam with U diag(tau) V^T; any with fixed factors over a "
               "base that is only read");
   require(!m.only_reads || m.rule != RuleKind::hizoo,
@@ -117,10 +117,9 @@ void check_parts(const MethodConfig& m) {
       "scalars over the deviation of the losses with fewer than 2 one-sided queries, expected at least 2: "
       "one loss has none");
   require(m.window == 0 || m.rule == RuleKind::momentum || m.rule == RuleKind::adam,
-          std::string("a window with rule ") + rule_name(m.rule) + ", expected momentum or adam");
-  require(
-      m.drop == 0 || !low_rank || m.rule == RuleKind::sgd,
-      std::string("rule ") + rule_name(m.rule) + " of low rank in layers that sit steps out, expected sgd");
+          std::string("a window with rule ") + word(m.rule) + ", expected momentum or adam");
+  require(m.drop == 0 || !low_rank || m.rule == RuleKind::sgd,
+          std::string("rule ") + word(m.rule) + " of low rank in layers that sit steps out, expected sgd");
   require(m.drop == 0 || (m.window == 0 && (m.rule != RuleKind::adam || !m.corrected)),
           "layers that sit steps out with a window, or with adam whose bias is taken out, expected moments "
           "that are kept, and corrected=False: how many steps a moment has seen differs from layer to layer");

@@ -77,19 +77,55 @@ struct MethodConfig {
   LowRank low_rank_of() const { return {low_rank, noise, rank, refresh}; }
 };
 
-// Names of parts, as a header has them. ArgumentError lists the known ones.
-MaskKind mask_from_name(const std::string& name);
-const char* mask_name(MaskKind kind);
-QueryPlan plan_from_name(const std::string& name);
-const char* plan_name(QueryPlan plan);
-Estimator estimator_from_name(const std::string& name);
-const char* estimator_name(Estimator e);
-IndexKind index_kind_from_name(const std::string& name);
-const char* index_kind_name(IndexKind kind);
-LowRankKind low_rank_from_name(const std::string& name);
-const char* low_rank_name(LowRankKind kind);
-RuleKind rule_from_name(const std::string& name);
-const char* rule_name(RuleKind kind);
+// visit(name, field) of what a header says of a method in its own right, and of its parts. A new part is
+// added here: headers, their comparison and the bindings go by these lists.
+template <class Method, class Visit>
+void visit_fields(Method& m, const Visit& visit) {
+  visit("kind", m.kind);
+  visit("trains", m.trains);
+  visit("sparsity", m.sparsity);
+  visit("noise", m.noise);
+  visit("queries", m.queries);
+  visit("weight_decay", m.weight_decay);
+}
+template <class Method, class Visit>
+void visit_parts(Method& m, const Visit& visit) {
+  visit("mask", m.mask);
+  visit("index_set", m.index_set);
+  visit("drop", m.drop);
+  visit("low_rank", m.low_rank);
+  visit("rank", m.rank);
+  visit("refresh", m.refresh);
+  visit("only_reads", m.only_reads);
+  visit("rank_cap", m.rank_cap);
+  visit("plan", m.plan);
+  visit("estimator", m.estimator);
+  visit("over_eps", m.over_eps);
+  visit("rule", m.rule);
+  visit("beta1", m.beta1);
+  visit("beta2", m.beta2);
+  visit("adam_eps", m.adam_eps);
+  visit("damped", m.damped);
+  visit("corrected", m.corrected);
+  visit("window", m.window);
+  visit("smoothing", m.smoothing);
+}
+
+// The words for kinds of parts. read_word: ArgumentError lists the known ones.
+const char* word(NoiseKind kind);
+const char* word(MaskKind kind);
+const char* word(IndexKind kind);
+const char* word(LowRankKind kind);
+const char* word(QueryPlan plan);
+const char* word(Estimator estimator);
+const char* word(RuleKind kind);
+void read_word(const std::string& word, NoiseKind* to);
+void read_word(const std::string& word, MaskKind* to);
+void read_word(const std::string& word, IndexKind* to);
+void read_word(const std::string& word, LowRankKind* to);
+void read_word(const std::string& word, QueryPlan* to);
+void read_word(const std::string& word, Estimator* to);
+void read_word(const std::string& word, RuleKind* to);
 // The parts of the rows that are named in headers without them: mezo, random-mask, largest-mask, sparse-mezo,
 // sensitive. ArgumentError: another.
 void set_parts_of_kind(MethodConfig* m);
@@ -101,9 +137,6 @@ int64_t n_resting(const MethodConfig& m, int64_t n_layers);
 int64_t low_rank_kept_bytes(const MethodConfig& m, int64_t rows, int64_t cols);
 // Numbers of a rule's moments beside a trained matrix: of every element, or of u's rows.
 int64_t n_moments_of(const MethodConfig& m, int64_t rows, int64_t cols, int64_t n_indexed);
-
-NoiseKind noise_from_name(const std::string& name);  // ArgumentError lists the known ones
-const char* noise_name(NoiseKind kind);
 
 MaskKind mask_kind(const MethodConfig& m);  // on what it trains
 // ArgumentError: a number out of range, or parts that make no sense together.

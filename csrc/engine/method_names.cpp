@@ -33,20 +33,20 @@ constexpr Named<RuleKind> kRules[] = {{"sgd", RuleKind::sgd},
 
 }  // namespace
 
-NoiseKind noise_from_name(const std::string& name) { return value_of(kNoises, "noise", name); }
-const char* noise_name(NoiseKind kind) { return name_of(kNoises, kind); }
-MaskKind mask_from_name(const std::string& name) { return value_of(kMasks, "mask", name); }
-const char* mask_name(MaskKind kind) { return name_of(kMasks, kind); }
-QueryPlan plan_from_name(const std::string& name) { return value_of(kPlans, "plan", name); }
-const char* plan_name(QueryPlan plan) { return name_of(kPlans, plan); }
-Estimator estimator_from_name(const std::string& name) { return value_of(kEstimators, "estimator", name); }
-const char* estimator_name(Estimator e) { return name_of(kEstimators, e); }
-IndexKind index_kind_from_name(const std::string& name) { return value_of(kIndexKinds, "index_set", name); }
-const char* index_kind_name(IndexKind kind) { return name_of(kIndexKinds, kind); }
-LowRankKind low_rank_from_name(const std::string& name) { return value_of(kLowRanks, "low_rank", name); }
-const char* low_rank_name(LowRankKind kind) { return name_of(kLowRanks, kind); }
-RuleKind rule_from_name(const std::string& name) { return value_of(kRules, "rule", name); }
-const char* rule_name(RuleKind kind) { return name_of(kRules, kind); }
+const char* word(NoiseKind x) { return name_of(kNoises, x); }
+const char* word(MaskKind x) { return name_of(kMasks, x); }
+const char* word(IndexKind x) { return name_of(kIndexKinds, x); }
+const char* word(LowRankKind x) { return name_of(kLowRanks, x); }
+const char* word(QueryPlan x) { return name_of(kPlans, x); }
+const char* word(Estimator x) { return name_of(kEstimators, x); }
+const char* word(RuleKind x) { return name_of(kRules, x); }
+void read_word(const std::string& word, NoiseKind* to) { *to = value_of(kNoises, "noise", word); }
+void read_word(const std::string& word, MaskKind* to) { *to = value_of(kMasks, "mask", word); }
+void read_word(const std::string& word, IndexKind* to) { *to = value_of(kIndexKinds, "index_set", word); }
+void read_word(const std::string& word, LowRankKind* to) { *to = value_of(kLowRanks, "low_rank", word); }
+void read_word(const std::string& word, QueryPlan* to) { *to = value_of(kPlans, "plan", word); }
+void read_word(const std::string& word, Estimator* to) { *to = value_of(kEstimators, "estimator", word); }
+void read_word(const std::string& word, RuleKind* to) { *to = value_of(kRules, "rule", word); }
 
 void set_parts_of_kind(MethodConfig* m) {
   constexpr Named<MaskKind> rows[] = {{"mezo", MaskKind::all},

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "base/error.h"
 #include "engine/names.h"
@@ -37,61 +38,41 @@ constexpr int64_t kMostElements = int64_t{1} << 40;  // of a tensor, far above a
 
 std::string digits(double x) { return Json(x).dump(); }  // as many as tell it from every other
 
+template <class T>
+Json json_of(const T& field) {
+  if constexpr (std::is_enum_v<T>) {
+    return word(field);
+  } else {
+    return field;
+  }
+}
+
+void read_field(const Json& v, const std::string& what, std::string* to) { *to = v.as_string(what); }
+void read_field(const Json& v, const std::string& what, double* to) { *to = v.as_double(what); }
+void read_field(const Json& v, const std::string& what, bool* to) { *to = v.as_bool(what); }
+void read_field(const Json& v, const std::string& what, int* to) {
+  constexpr int kMost = std::numeric_limits<int>::max();
+  const int64_t n = v.as_int(what);
+  check<FormatError>(
+      n >= 0 && n <= kMost, what.c_str(),
+      std::to_string(n) + ", expected a whole number of at most " + std::to_string(kMost) + ", not below 0");
+  *to = static_cast<int>(n);
+}
+template <class Enum>
+void read_field(const Json& v, const std::string& what, Enum* to) {
+  read_word(v.as_string(what), to);
+}
+
+Json fields_of(const MethodConfig& m) {
+  Json f = Json::object();
+  visit_fields(m, [&](const char* name, const auto& field) { f.set(name, json_of(field)); });
+  return f;
+}
 // What the first headers did not have.
 Json parts_of(const MethodConfig& m) {
   Json p = Json::object();
-  p.set("mask", mask_name(m.mask));
-  p.set("index_set", index_kind_name(m.index_set));
-  p.set("drop", m.drop);
-  p.set("low_rank", low_rank_name(m.low_rank));
-  p.set("rank", m.rank);
-  p.set("refresh", m.refresh);
-  p.set("only_reads", m.only_reads);
-  p.set("rank_cap", m.rank_cap);
-  p.set("plan", plan_name(m.plan));
-  p.set("estimator", estimator_name(m.estimator));
-  p.set("over_eps", m.over_eps);
-  p.set("rule", rule_name(m.rule));
-  p.set("beta1", m.beta1);
-  p.set("beta2", m.beta2);
-  p.set("adam_eps", m.adam_eps);
-  p.set("damped", m.damped);
-  p.set("corrected", m.corrected);
-  p.set("window", m.window);
-  p.set("smoothing", m.smoothing);
+  visit_parts(m, [&](const char* name, const auto& field) { p.set(name, json_of(field)); });
   return p;
-}
-
-void read_parts(const Json& p, const char* where, MethodConfig* m) {
-  const std::string what = where;
-  const auto text = [&](const char* key) { return p.at(key, what).as_string(what); };
-  const auto number = [&](const char* key) { return p.at(key, what).as_double(what); };
-  const auto integer = [&](const char* key) {
-    const int64_t n = p.at(key, what).as_int(what);
-    check<FormatError>(n >= 0 && n <= std::numeric_limits<int>::max(), where,
-                       std::string(key) + " " + std::to_string(n) + ", expected a number of a method");
-    return static_cast<int>(n);
-  };
-  const auto truth = [&](const char* key) { return p.at(key, what).as_bool(what); };
-  m->mask = mask_from_name(text("mask"));
-  m->index_set = index_kind_from_name(text("index_set"));
-  m->drop = number("drop");
-  m->low_rank = low_rank_from_name(text("low_rank"));
-  m->rank = integer("rank");
-  m->refresh = integer("refresh");
-  m->only_reads = truth("only_reads");
-  m->rank_cap = integer("rank_cap");
-  m->plan = plan_from_name(text("plan"));
-  m->estimator = estimator_from_name(text("estimator"));
-  m->over_eps = truth("over_eps");
-  m->rule = rule_from_name(text("rule"));
-  m->beta1 = number("beta1");
-  m->beta2 = number("beta2");
-  m->adam_eps = number("adam_eps");
-  m->damped = truth("damped");
-  m->corrected = truth("corrected");
-  m->window = integer("window");
-  m->smoothing = number("smoothing");
 }
 
 }  // namespace
@@ -103,13 +84,7 @@ OperandMode operand_from_name(const std::string& name) { return value_of(kOperan
 Reduction reduction_from_name(const std::string& name) { return value_of(kReductions, "reduction", name); }
 
 std::string to_json(const RunHeader& h) {
-  Json m = Json::object();
-  m.set("kind", h.method.kind);
-  m.set("trains", h.method.trains);
-  m.set("sparsity", h.method.sparsity);
-  m.set("noise", noise_name(h.method.noise));
-  m.set("queries", h.method.queries);
-  m.set("weight_decay", h.method.weight_decay);
+  Json m = fields_of(h.method);
   if (h.method.has_index_set()) {
     m.set("fraction", h.method.fraction);
     m.set("index_hash", h.method.index_hash);
@@ -119,7 +94,7 @@ std::string to_json(const RunHeader& h) {
   for (size_t i = 0; i < h.masks.size(); ++i) {
     const Mask& k = h.masks[i];
     Json row = Json::array();
-    row.push(mask_name(k.kind));
+    row.push(word(k.kind));
     row.push(bits(k.h));
     row.push(k.keep);
     row.push(h.n_selected[i]);
@@ -157,22 +132,17 @@ static RunHeader parsed(const Json& j, const char* where) {
     h.mathematics[key] = value.as_string(what);
   h.delta_hash = str("delta_hash");
   const Json& m = j.at("method", what);
-  h.method.kind = m.at("kind", what).as_string(what);
-  h.method.trains = m.at("trains", what).as_string(what);
-  h.method.sparsity = m.at("sparsity", what).as_double(what);
-  h.method.noise = noise_from_name(m.at("noise", what).as_string(what));
-  const int64_t queries = m.at("queries", what).as_int(what);
-  check<FormatError>(queries >= 1 && queries <= kMaxQueries, where,
-                     std::to_string(queries) + " queries, expected 1 to " + std::to_string(kMaxQueries));
-  h.method.queries = static_cast<int>(queries);
-  h.method.weight_decay = m.at("weight_decay", what).as_double(what);
+  const auto read_from = [&](const Json& from) {
+    return [&](const char* name, auto& field) { read_field(from.at(name, what), what + " " + name, &field); };
+  };
+  visit_fields(h.method, read_from(m));
   const bool has_index = m.find("index_hash") != nullptr;
   if (has_index) {
     h.method.fraction = m.at("fraction", what).as_double(what);
     h.method.index_hash = m.at("index_hash", what).as_string(what);
   }
   if (const Json* parts = m.find("parts")) {
-    read_parts(*parts, where, &h.method);
+    visit_parts(h.method, read_from(*parts));
   } else {
     h.method.index = h.method.index_hash;
     set_parts_of_kind(&h.method);
@@ -181,7 +151,7 @@ static RunHeader parsed(const Json& j, const char* where) {
   check<FormatError>(has_index == h.method.has_index_set() &&
                          h.method.index_hash.empty() == (h.method.index_set != IndexKind::file),
                      where,
-                     "an index set of kind " + std::string(index_kind_name(h.method.index_set)) +
+                     "an index set of kind " + std::string(word(h.method.index_set)) +
                          (has_index ? " with" : " without") + " a hash, expected what it was made with");
   check_method(h.method);
   h.values = values_from_name(str("values"));
@@ -203,7 +173,7 @@ static RunHeader parsed(const Json& j, const char* where) {
     check<FormatError>(r.size() == 4, "journal header",
                        "a mask of " + std::to_string(r.size()) + " fields, expected 4");
     Mask k;
-    k.kind = mask_from_name(r[0].as_string(what));
+    read_word(r[0].as_string(what), &k.kind);
     k.h = from_bits(r[1], what);
     const int64_t keep = r[2].as_int(what), n_selected = r[3].as_int(what);
     check<FormatError>(
@@ -245,14 +215,14 @@ std::string support_difference(const RunHeader& a, const RunHeader& b, uint32_t 
     if (a.method.refresh != b.method.refresh)
       return "refresh " + std::to_string(a.method.refresh) + ", it has " + std::to_string(b.method.refresh);
     if (a.method.noise != b.method.noise)
-      return std::string("noise ") + noise_name(a.method.noise) + ", it has " + noise_name(b.method.noise);
+      return std::string("noise ") + word(a.method.noise) + ", it has " + word(b.method.noise);
     return seeds();
   }
   if (a.method.has_index_set()) {
     if (a.method.index_set != b.method.index_set)
       return b.method.index_set == IndexKind::file
                  ? "its index set was read from a file of hash " + b.method.index_hash + "; give that file"
-                 : std::string("its index set is of kind ") + index_kind_name(b.method.index_set);
+                 : std::string("its index set is of kind ") + word(b.method.index_set);
     if (a.method.index_hash != b.method.index_hash)
       return "its index set was read from a file of hash " + b.method.index_hash + "; give that file";
     if (!a.method.index_hash.empty()) return "";
@@ -275,17 +245,17 @@ std::string difference(const RunHeader& a, const RunHeader& b) {
   for (const auto& [key, value] : a.mathematics)
     differ((key + " of config.json").c_str(), value,
            b.mathematics.count(key) ? b.mathematics.at(key) : "nothing");
-  differ("method", a.method.kind, b.method.kind);
-  differ("trains", a.method.trains, b.method.trains);
-  differ("sparsity", digits(a.method.sparsity), digits(b.method.sparsity));
-  differ("noise", noise_name(a.method.noise), noise_name(b.method.noise));
-  differ("queries", std::to_string(a.method.queries), std::to_string(b.method.queries));
-  differ("weight decay", digits(a.method.weight_decay), digits(b.method.weight_decay));
+  const auto differ_in = [&](const Json& mine, const Json& its) {
+    for (const auto& [key, value] : mine.as_object("method")) {
+      const Json& other = its.at(key, "method");
+      differ(key.c_str(), value.is_string() ? value.as_string("") : value.dump(),
+             other.is_string() ? other.as_string("") : other.dump());
+    }
+  };
+  differ_in(fields_of(a.method), fields_of(b.method));
   differ("fraction", digits(a.method.fraction), digits(b.method.fraction));
   differ("index file's hash", a.method.index_hash, b.method.index_hash);
-  const Json mine = parts_of(a.method), its = parts_of(b.method);
-  for (const auto& [key, value] : mine.as_object("parts"))
-    differ(key.c_str(), value.dump(), its.at(key, "parts").dump());
+  differ_in(parts_of(a.method), parts_of(b.method));
   differ("seed", std::to_string(a.seed), std::to_string(b.seed));
   differ("values", values_name(a.values), values_name(b.values));
   differ("dtype", name_of(kComputes, a.compute), name_of(kComputes, b.compute));
