@@ -169,42 +169,51 @@ def test_the_table_has_a_test_row_for_each_method():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (methods.HiZOO(noise="rademacher"), "rademacher noise.*z\\^2 is 1"),
-        (methods.HiZOO(queries=2), "several queries"),
-        (methods.FZOO(queries=1), "at least 2"),
-        (methods.TeZO(rule="momentum", weight_decay=0.1), "only read, expected 0"),
         (methods.TeZO(rank=200), "rank 200 .*smaller side"),
         (methods.LOZO(trains="all"), "low-rank direction of 'lm_head.weight'"),
-        (methods.MeZO(rule="sign", window=3), "window with rule sign"),
-        (methods.SubZero(window=3, rank=4), "window with a low-rank"),
-        (methods.LOZO(rule="momentum", only_reads=True, rank_cap=8), "rule momentum with factors that change"),
-        (methods.MeZO(rule="adam", beta1=1.0), "beta1 1"),
-        (methods.MeZO(rule="adam", adam_eps=0.0), "adam_eps 0"),
-        (methods.LeZO(drop=1.0), "drop 1"),
-        (methods.LeZO(rule="adam"), "sit steps out with a window, or with adam"),
-        (methods.LeZO(rule="momentum", window=3), "sit steps out with a window"),
     ],
     ids=repr,
 )
-def test_what_makes_no_sense_is_refused(base, method, message):
+def test_what_does_not_suit_a_model_is_refused(base, method, message):
     with pytest.raises(ArgumentError, match=message):
         Runtime.from_pretrained(base[0], method=method)
 
 
-def test_words_and_counts_are_checked_at_once():
-    for make, message in (
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: methods.HiZOO(noise="rademacher"), "rademacher noise.*z\\^2 is 1"),
+        (lambda: methods.HiZOO(queries=2), "several queries"),
+        (lambda: methods.FZOO(queries=1), "at least 2"),
+        (lambda: methods.TeZO(rule="momentum", weight_decay=0.1), "only read, expected 0"),
+        (lambda: methods.MeZO(rule="sign", window=3), "window with rule sign"),
+        (lambda: methods.SubZero(window=3, rank=4), "window with a low-rank"),
+        (lambda: methods.LOZO(rule="momentum", only_reads=True, rank_cap=8), "rule momentum with factors that change"),
+        (lambda: methods.MeZO(rule="adam", beta1=1.0), "beta1 1"),
+        (lambda: methods.MeZO(rule="adam", adam_eps=0.0), "adam_eps 0"),
+        (lambda: methods.LeZO(drop=1.0), "drop 1"),
+        (lambda: methods.LeZO(rule="adam"), "sit steps out with a window, or with adam"),
+        (lambda: methods.LeZO(rule="momentum", window=3), "sit steps out with a window"),
         (lambda: methods.MeZO(rule="adagrad"), "rule 'adagrad', expected one of sgd, momentum"),
         (lambda: methods.MeZO(plan="three-sided"), "plan"),
-        (lambda: methods.MeZO(queries=65), "queries 65, expected 1 to 64"),
-        (lambda: methods.OneSided(queries=128), "queries 128, expected 1 to 127"),
+        (lambda: methods.MeZO(queries=65), "65 queries, expected 1 to 64"),
+        (lambda: methods.OneSided(queries=128), "128 queries, expected 1 to 127"),
         (lambda: methods.LOZO(rule="adam"), "rule 'adam', expected one of sgd, momentum"),
-        (lambda: methods.TeZO(rank=0), "rank 0"),
-        (lambda: methods.LOZO(only_reads=True), "rank_cap 0 .* expected 2 to 256"),
+        (lambda: methods.TeZO(rank=0), "rank 0, expected 1 to 256"),
+        (lambda: methods.LOZO(only_reads=True), "rank_cap 0 .* expected at least 2"),
+        (lambda: methods.LOZO(only_reads=True, rank_cap=512), "rank_cap 512, expected at most 256"),
+        (lambda: methods.SubZero(rank_cap=32), "rank_cap 32, expected it only where"),
         (lambda: methods.SubZero(refresh=0), "refresh 0"),
+        (lambda: methods.SparseMeZO(1.0), "sparsity 1.0.*frozen fraction"),
+        (lambda: methods.MeZO(weight_decay=float("nan")), "weight decay nan"),
+        (lambda: methods.Sensitive(fraction=0.6), "fraction 0.6.*at most 0.5"),
+        (lambda: methods.MaZO(0.0), "fraction 0.0.*at most 0.5"),
         (lambda: methods.ZOSign(of="weights"), "of 'weights'"),
-    ):
-        with pytest.raises(ArgumentError, match=message):
-            make()
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()
 
 
 def test_a_journal_that_piles_up_more_than_its_cap_is_refused(tmp_path):

@@ -97,7 +97,6 @@ def test_values_of_fields_are_of_their_type():
         (lambda: methods.MeZOMomentum(corrected=False), "corrected False with rule momentum"),
         (lambda: methods.MeZOAdam(damped=False), "damped False with rule adam"),
         (lambda: methods.Sensitive("set.safetensors", fraction=0.01), "fraction 0.01 beside an index file"),
-        (lambda: methods.SubZero(rank_cap=32), "rank_cap 32 without only_reads"),
     ],
 )
 def test_fields_that_cannot_mean_anything(make, found):

@@ -206,6 +206,10 @@ void init_engine(py::module_& m) {
       py::arg("threads") = 0, py::arg("seconds") = 1.0,
       "Rates of the kernels a step uses, all threads together.");
 
+  m.def(
+      "check_method", [](const py::dict& parts) { check_method(method_from(parts)); }, py::arg("parts"),
+      "ArgumentError: a number of a method out of range, or parts that make no sense together.");
+
   py::class_<Batch>(m, "Batch")
       .def(py::init(&make_batch), py::arg("tokens"), py::arg("segments"), py::arg("labels"),
            py::arg("n_examples"), py::arg("task"), py::arg("n_options"), py::arg("candidates"),

@@ -89,7 +89,8 @@ void check_parts(const MethodConfig& m) {
               ", expected it only where factors change beside a base that is only read");
   require(!m.only_reads || m.low_rank == LowRankKind::utv || m.rank_cap >= m.rank,
           "rank_cap " + std::to_string(m.rank_cap) +
-              " below the rank of one epoch's factors, expected at least " + std::to_string(m.rank));
+              " below the rank of one epoch's factors, expected at least " + std::to_string(m.rank) +
+              ": the rank that may pile up beside a base that is only read");
   require(m.rank_cap >= 0 && m.rank_cap <= kMaxRank,
           "rank_cap " + std::to_string(m.rank_cap) + ", expected at most " + std::to_string(kMaxRank));
   require(!m.lies_beside() || m.weight_decay == 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
+from .. import _core
 from ..errors import ArgumentError
 from .values import check_read, plain
 
@@ -14,17 +15,15 @@ CHOICES = {
     "plan": ("two-sided", "one-sided"),
     "rule": ("sgd", "momentum", "adam", "sign"),
 }
-MOST_BRANCHES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Fields every method has. A method is selection x direction x query plan x scalars x rule; a combination that makes no sense is an
-    ArgumentError when a model is opened with it.
+    """Fields every method has. A method is selection x direction x query plan x scalars x rule.
 
     Fields are given by name, but for the one that says how much trains (sparsity, rank, index or fraction), which may come first.
-    ArgumentError, when a method is made: a value of another type, a word that is none, queries, weight_decay, sparsity, rank or fraction out
-    of range, or a field that the rule does not read. Other ranges, and what makes no sense together, when a model is opened with it.
+    ArgumentError, when a method is made: a value of another type or out of range, a word that is none, a field that the rule does not read,
+    or parts that make no sense together. What does not suit a model, when that is opened.
 
     noise: kind of direction, all with mean 0 and variance 1. gaussian8 is a Gaussian discretised to 256 values, one random byte an element.
     queries: directions a step, averaged (n-SPSA, MeZO appendix A). plan: two-sided asks w + eps z and w - eps z of each; one-sided asks w
@@ -62,17 +61,8 @@ class Method:
             value = getattr(self, name)
             if value not in words:
                 raise ArgumentError(f"[{where}] {name} {value!r}, expected one of {', '.join(words)}")
-        most = MOST_BRANCHES // 2 if self.plan == "two-sided" else MOST_BRANCHES - 1
-        if not 1 <= self.queries <= most:
-            raise ArgumentError(f"[{where}] queries {self.queries}, expected 1 to {most}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ArgumentError(f"[{where}] weight_decay {self.weight_decay}, expected a finite number not below 0")
-        sparsity = getattr(self, "sparsity", 0.0)
-        if not 0 <= sparsity < 1:
-            raise ArgumentError(
-                f"[{where}] sparsity {sparsity}, expected 0 <= sparsity < 1: it is the frozen fraction, and at 1 nothing would train"
-            )
         check_read(where, fields(self), self)
+        _core.check_method(self.parts())
 
     def to_dict(self) -> dict:
         """Plain JSON form with the method's name under "kind"; `from_dict` reads it back."""

@@ -36,8 +36,6 @@ class Sensitive(Method):
                 f"[Sensitive] source {self.source!r} {'without' if self.index is None else 'with'} an index file, expected"
                 f" {wanted!r}"
             )
-        if self.index is None and not 0 < self.fraction <= 0.5:
-            raise ArgumentError(f"[Sensitive] fraction {self.fraction}, expected more than 0 and at most 0.5")
         if self.index is not None and self.fraction != Sensitive.fraction:
             raise ArgumentError(
                 f"[Sensitive] fraction {self.fraction} beside an index file, expected one of them: the file says which elements train"
@@ -46,7 +44,7 @@ class Sensitive(Method):
 
     def parts(self) -> dict:
         parts = super().parts() | {"index_set": "random" if self.index is None else "file"}
-        del parts["source"]
+        parts.pop("source", None)
         return parts | ({} if self.index is None else {"fraction": 0.0})
 
     @classmethod
@@ -71,11 +69,6 @@ class MaZO(Method):
     name: ClassVar[str] = "mazo"
     PARTS: ClassVar[dict] = {"index_set": "rows"}
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.fraction <= 0.5:
-            raise ArgumentError(f"[MaZO] fraction {self.fraction}, expected more than 0 and at most 0.5")
-
 
 @dataclass(frozen=True, kw_only=True)
 class RandomRows(Method):
@@ -89,8 +82,3 @@ class RandomRows(Method):
     trains: str = "linear"
     name: ClassVar[str] = "random-rows"
     PARTS: ClassVar[dict] = {"index_set": "whole-rows"}
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.fraction <= 0.5:
-            raise ArgumentError(f"[RandomRows] fraction {self.fraction}, expected more than 0 and at most 0.5")

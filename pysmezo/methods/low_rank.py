@@ -10,15 +10,7 @@ from .base import Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LowRank(Method):
-    def __post_init__(self):
-        super().__post_init__()
-        if not 1 <= self.rank <= 256:
-            raise ArgumentError(f"[{type(self).__name__}] rank {self.rank}, expected 1 to 256")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Refreshed(_LowRank):
+class _Refreshed(Method):
     """only_reads: the base stays as it is, quantized or not, and what each epoch of factors has added up piles up beside it, to a rank of
     `rank_cap` in all: refresh * (rank_cap // rank) steps, after which a step is refused. rank + rank_cap is at most the smaller side of each
     matrix, the rule is sgd, and there is no weight_decay. Else weights are updated at every step."""
@@ -30,15 +22,6 @@ class _Refreshed(_LowRank):
         super().__post_init__()
         if self.refresh < 1:
             raise ArgumentError(f"[{type(self).__name__}] refresh {self.refresh}, expected at least 1 step")
-        if self.rank_cap and not self.only_reads:
-            raise ArgumentError(
-                f"[{type(self).__name__}] rank_cap {self.rank_cap} without only_reads, expected it only where the base is only read"
-            )
-        if self.only_reads and not self.rank <= self.rank_cap <= 256:
-            raise ArgumentError(
-                f"[{type(self).__name__}] rank_cap {self.rank_cap} over a base that is only read, expected {self.rank} to 256: the rank"
-                " that may pile up"
-            )
 
     @property
     def most_steps(self) -> int | None:
@@ -89,7 +72,7 @@ class SubZero(_Refreshed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeZO(_LowRank):
+class TeZO(Method):
     """Z = U diag(tau) V^T / sqrt(rank) with U, V of the run and tau [rank] of a step (Sun et al. 2025, arXiv 2501.19057).
 
     rule: sgd, momentum (TeZO-m) and adam-c (Adam on tau, this library's own) search rank fixed directions of each matrix for the whole run:
