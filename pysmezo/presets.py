@@ -39,6 +39,8 @@ PRESETS = (
     Preset("mezo", "OPT, 5 prefix tokens, batch 16", (1e-2, 1e-3), 1e-1, f"{_MEZO} table 16", PAPER),
     Preset("mezo", "OPT-1.3B, SST-2, batch 16, 20,000 steps", (1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 1e-3, _BENCH, CODE,
            "eps also 1e-4 and 1e-5"),
+    Preset("mezo-momentum", "the same, momentum 0.9", (1e-5, 1e-6, 1e-7, 1e-8), None, _BENCH, CODE),
+    Preset("mezo-adam", "the same, Adam", (1e-4, 1e-5, 1e-6, 1e-7, 1e-8), 1e-3, _BENCH, CODE, "eps also 1e-4 and 1e-5"),
     Preset("sparse-mezo", "LLaMA-7b, sparsity 0.5 to 0.8", (1e-6,), 1e-3, "arXiv 2402.15751 table 7", PORT),
     Preset("random-mask", "OPT-1.3B, SST-2, sparsity 0.1 to 0.9", (1e-6,), 1e-3, _BENCH, CODE,
            "its masks freeze 54 to 82 %, not what they name"),

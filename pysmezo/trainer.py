@@ -166,7 +166,7 @@ class Trainer:
                 run.resolve_auto(list(islice(first, N_LR_PROBES)))
                 self._tell("on_measured", self)
             names = _Names(run.run_dir)
-            with self._signals():
+            with self._stops_at_signals():
                 self._tell("on_start", self)
                 # A sitting that ended before it had evaluated its last step left that to this one.
                 if writer and run.step > evaluated and self._evaluation_is_due():
@@ -232,7 +232,7 @@ class Trainer:
                 getattr(callback, name)(*arguments)
 
     @contextmanager
-    def _signals(self):
+    def _stops_at_signals(self):
         """First signal: stop after this step. The old handlers are put back then, so a second one is not swallowed."""
         if threading.current_thread() is not threading.main_thread():
             yield

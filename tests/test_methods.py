@@ -166,6 +166,40 @@ def test_the_table_has_a_test_row_for_each_method():
     }
 
 
+def to_bf16(x):
+    """fp32 rounded to the nearest bf16, ties to even."""
+    u = np.float32(x).view(np.uint32).astype(np.uint64)
+    return ((u + 0x7FFF + ((u >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("mezo-adam", None), ("sensitive", None), ("hizoo", methods.HiZOO(smoothing=0.75))]
+)
+def test_the_share_of_the_perturbation_that_survives(base, name, method):
+    """cos^2 of the direction that is asked for and the difference of the two operands as bf16, over eight rows of every 128 of
+    a matrix, or over an index set."""
+    folder, weights = base
+    trained, eps = tiny_llama.linear_names(weights), 2.0**-6
+    method = method or ROWS[name][0]
+    options = {"lr": LR, "eps": eps, "seed": SEED, "dtype": "bf16", "values": "fp32", "threads": 2}
+    with Runtime.from_pretrained(folder, method=method, **options) as run:
+        draws = method_oracles.Draws(SEED, run.tensor_ids(), {n: WEIGHT_SHAPES[n] for n in trained}, SHAPE.layers)
+        row = ROWS[name][1](method, draws, {n: weights[n].astype(np.float64) for n in trained})
+        for i in range(2):
+            row.directions(i + 1)
+            row.step(i + 1, np.float64(run.train_step(a_batch(i)[0]).scalars), LR, eps)
+        dot = made = wanted = 0.0
+        for n, z in row.directions(3)[0].items():
+            w = np.float64(run.weights(n))
+            got = (to_bf16(w + eps * z) - to_bf16(w - eps * z)) / (2 * eps)
+            seen = z != 0 if name == "sensitive" else np.arange(len(z)) % 128 < 8
+            dot, made = dot + (z[seen] * got[seen]).sum(), made + (got[seen] ** 2).sum()
+            wanted += (z[seen] ** 2).sum()
+        expected = dot**2 / (made * wanted)
+        assert 0.9 < expected < 0.99999
+        assert 1 - run.diagnostics()["surviving_perturbation"] == pytest.approx(1 - expected, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [

@@ -69,6 +69,8 @@ double Engine::surviving_perturbation(float eps, uint32_t noise_step) {
     Strip weight = strip_for(m.kernels, Compute::f32, rows, cols), z = weight;
     m.pending->for_state(id, [&](const WeightView& w, int64_t first, int64_t n) {
       job.w = exact.w = w;
+      if (method.rule == RuleKind::hizoo)
+        job.curvature = exact.curvature = m.store->moments_at(id, first, 0) - (first * cols - w.first);
       const int64_t every = rows * kEvery;
       for (int64_t row0 = (first + every - 1) / every * every; row0 + rows <= first + n; row0 += every) {
         m.kernels.produce(job, row0, rows, plus.raw.data(), minus.raw.data());
@@ -87,8 +89,10 @@ double Engine::surviving_perturbation(float eps, uint32_t noise_step) {
   for (uint32_t id = 0; id < m.parameters.size(); ++id) {
     const IndexOverlay* const o = m.store->overlay(id);
     if (o == nullptr) continue;
-    const Jobs jobs = jobs_of(id);
-    const OperandJob &job = jobs.made, &exact = jobs.exact;
+    Jobs jobs = jobs_of(id);
+    OperandJob &job = jobs.made, &exact = jobs.exact;
+    if (m.selection.tensors[id].rule == RuleKind::hizoo)
+      job.curvature = exact.curvature = m.store->moments_at(id, 0, 0);
     std::vector<float> row(static_cast<size_t>(job.w.cols)), plus(row), minus(row), z(row);
     for (int64_t r = 0; r < job.w.rows; ++r) {
       const size_t at = static_cast<size_t>(r);

@@ -26,14 +26,7 @@ Engine::Impl::Impl(const EngineOptions& o)
   const std::vector<TensorRequest>& requests = opening.requests;
   const DType values = opening.values;
   if (o.memory_budget > 0) {
-    StreamOptions stream;
-    stream.budget_bytes = o.memory_budget;
-    stream.ring_bytes = o.ring_bytes;
-    stream.device_bytes = o.device_bytes;
-    stream.n_readers = o.n_readers;
-    stream.stream_trained = o.stream_trained;
-    stream.cached_reads = o.cached_reads;
-    store = Store::open_streamed(o.model_dir, requests, values, stream, pool);
+    store = Store::open_streamed(o.model_dir, requests, values, stream_options_of(o), pool);
   } else {
     store = Store::open(o.model_dir, requests, values, pool);
   }

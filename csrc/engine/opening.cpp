@@ -19,6 +19,17 @@ DType values_for(const std::string& name, const MethodConfig& method) {
 
 }  // namespace
 
+StreamOptions stream_options_of(const EngineOptions& o) {
+  StreamOptions out;
+  out.budget_bytes = o.memory_budget;
+  out.ring_bytes = o.ring_bytes;
+  out.stream_trained = o.stream_trained;
+  out.n_readers = o.n_readers;
+  out.device_bytes = o.device_bytes;
+  out.cached_reads = o.cached_reads;
+  return out;
+}
+
 Compute compute_for(const std::string& dtype, DType base) {
   if (dtype == "fp32") return Compute::f32;
   if (dtype == "bf16") return Compute::bf16;

@@ -18,6 +18,8 @@ struct Opening {
 // Reads config.json. ArgumentError: see check_method, trained_tensors, values; FormatError: see load_config.
 Opening opening_of(const EngineOptions& options);
 
+StreamOptions stream_options_of(const EngineOptions& options);
+
 // What GEMM inputs are rounded to, over a base of mostly this dtype.
 Compute compute_for(const std::string& dtype, DType base);
 

@@ -65,11 +65,8 @@ Planner::Planner(const EngineOptions& options)
 }
 
 StreamOptions Planner::stream(int64_t budget) const {
-  StreamOptions out;
+  StreamOptions out = stream_options_of(options_);
   out.budget_bytes = budget;
-  out.ring_bytes = options_.ring_bytes;
-  out.device_bytes = options_.device_bytes;
-  out.stream_trained = options_.stream_trained;
   return out;
 }
 
