@@ -5,6 +5,7 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -329,6 +330,23 @@ def test_streamed_state_is_found_again(base, tmp_path, name):
             for n in run.tensor_ids():
                 assert np.array_equal(run.weights(n), same.weights(n)), n
             assert run.diagnostics() == same.diagnostics()
+
+
+@pytest.mark.slow
+def test_thousands_of_records_do_not_wait_together(base, tmp_path):
+    """Opened with streamed state, a long run writes a generation on the way; in memory it is brought forward in parts."""
+    settings = {"method": MeZO(), "lr": 2.0**-12, "eps": 2.0**-7, "seed": 5, "threads": 2, "run_dir": tmp_path / "r"}
+    with Runtime.from_pretrained(base, **settings) as run:
+        for s in range(4100):
+            run.train_step(batch(s % 8, rows=1, columns=3))
+        want = {n: run.weights(n) for n in run.tensor_ids()}
+    generations = tmp_path / "r" / "generations"
+    for options in ({}, {"memory_budget": "32MiB", "stream_trained": True, "generation_every": 99}):
+        shutil.rmtree(generations, ignore_errors=True)
+        with Runtime.from_pretrained(base, **settings, **options) as run:
+            assert run.step == 4100
+            assert all(np.array_equal(run.weights(n), w) for n, w in want.items())
+    assert [f.name for f in generations.iterdir()] == ["generation-0000004096.safetensors"]
 
 
 def test_a_generation_may_be_written_between_steps(base, tmp_path):

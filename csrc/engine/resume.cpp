@@ -30,6 +30,8 @@ void check_record(const Record& r, uint32_t last, const std::string& path) {
                           " has a number that is not finite, expected it recorded as skipped (I11)");
 }
 
+constexpr uint32_t kMostAtOnce = 4096;  // records that wait: they hold their scalars, and those of a window
+
 struct Found {
   Record record;
   uint32_t chain;  // of the journal after it
@@ -123,11 +125,17 @@ void Engine::Impl::resume(const Opening& opening) {
   rules->pass(std::max<int64_t>(0, n_before - window), watermark);
   const uint32_t tail = n_committed, chain_of_tail = chain;
   n_committed = watermark, chain = chain_of_watermark;
-  for (const auto& [r, at] : records) {
-    // Else the next visit of streamed state makes the factors of all epochs that wait.
-    if (journal && streams_state() && n_committed > newest_generation &&
-        waited_long_enough(header.method.low_rank_of(), newest_generation + 1, r.step))
-      write_generation_with([] {});
+  const bool writes = journal && streams_state();
+  for (uint32_t applied = watermark; !records.empty(); records.pop_front()) {
+    const auto& [r, at] = records.front();
+    // Streamed state would make the factors of all epochs that wait at its next visit.
+    const bool many =
+        r.step > applied + kMostAtOnce ||
+        (writes && r.step > applied && waited_long_enough(header.method.low_rank_of(), applied + 1, r.step));
+    if (many && n_committed > applied) {
+      writes ? write_generation_with([] {}) : flush();
+      applied = n_committed;
+    }
     apply(r);
     if (r.step > watermark) n_committed = r.step, chain = at;
   }
