@@ -106,10 +106,14 @@ MethodConfig method_from(const py::dict& d) {
     using Field = std::remove_reference_t<decltype(to)>;
     if (!d.contains(name)) return;
     ++n_known;
-    if constexpr (std::is_enum_v<Field>) {
-      read_word(d[name].cast<std::string>(), &to);
-    } else {
-      to = d[name].cast<Field>();
+    try {
+      if constexpr (std::is_enum_v<Field>) {
+        read_word(d[name].cast<std::string>(), &to);
+      } else {
+        to = d[name].cast<Field>();
+      }
+    } catch (const py::cast_error&) {
+      fail<ArgumentError>("method", std::string(name) + " of another type, or a text that is not Unicode");
     }
   };
   visit_fields(m, take), visit_parts(m, take);

@@ -128,15 +128,12 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
 std::unique_ptr<Engine> Engine::open(const EngineOptions& options) {
-  const bool replays = !options.journal.empty();
-  const std::string folder = replays ? join(parent_folder(options.journal), "generations") : "";
-  for (;;) {
-    const std::vector<uint32_t> before = list_generations(folder);
+  constexpr int kTries = 10;
+  for (int i = 1;; ++i) {
     try {
       return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(options)));
-    } catch (const IoError&) {
-      // The run that is replayed may go on meanwhile, and a new generation takes the old one's place.
-      if (!replays || list_generations(folder) == before) throw;
+    } catch (const GenerationReplaced&) {
+      if (i == kTries) throw;
     }
   }
 }

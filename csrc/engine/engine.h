@@ -98,7 +98,8 @@ class Engine {
   struct Impl;  // engine_impl.h
 
   // Opens the base and, when run_dir holds a journal, becomes the model it describes. ArgumentError when the
-  // journal is of another base, method, seed or value dtype; FormatError when it is damaged.
+  // journal is of another base, method, seed or value dtype; FormatError when it is damaged. A run whose
+  // state is streamed and whose generation is far behind its journal writes some on the way.
   static std::unique_ptr<Engine> open(const EngineOptions& options);
   ~Engine();
 

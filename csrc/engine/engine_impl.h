@@ -1,11 +1,13 @@
 // The engine's insides, shared by the files that define it. Nobody else includes it.
 #pragma once
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "engine/engine.h"
 #include "engine/opening.h"
 #include "engine/pending.h"
@@ -20,12 +22,25 @@
 
 namespace smezo {
 
+struct FoundRecord {
+  Record record;
+  uint32_t chain;  // of the journal after it
+};
+
+// The run that is replayed goes on meanwhile, and its new generation has taken the old one's place.
+struct GenerationReplaced : IoError {
+  using IoError::IoError;
+};
+
 struct Engine::Impl {
   explicit Impl(const EngineOptions& options);
 
-  void resume(const Opening& opening);  // resume.cpp
-  void begin(uint32_t watermark);       // nothing is pending yet
-  void apply(const Record& r);          // a step's: to what is in memory anyway, and the rest is pending
+  // resume.cpp. GenerationReplaced.
+  void resume(const Opening& opening);
+  // Applies records after the newest generation; of streamed state, where many wait, by writing generations.
+  void bring_forward(std::deque<FoundRecord> records, uint32_t chain_of_watermark);
+  void begin(uint32_t watermark);  // nothing is pending yet
+  void apply(const Record& r);     // a step's: to what is in memory anyway, and the rest is pending
   void keep_moments();
   void keep_supports();   // of streamed state
   void tell_originals();  // a note, where a kept file has not all of the index set
@@ -39,6 +54,7 @@ struct Engine::Impl {
   // Of a resident run. One that cannot be written is a note: the step before it has happened, and the journal
   // has it.
   void write_generation_if_replay_is_long();
+  void note_unwritten(const IoError& e);
 
   int64_t factor_bytes() const;  // that stay between steps
   int64_t other_bytes() const;   // as plan.h

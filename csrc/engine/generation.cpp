@@ -135,9 +135,13 @@ void Engine::Impl::write_generation_if_replay_is_long() {
   try {
     write_generation_with([] {});
   } catch (const IoError& e) {
-    notes.push_back("no generation of step " + std::to_string(n_committed) +
-                    " could be written, opening the run again takes longer: " + e.what());
+    note_unwritten(e);
   }
+}
+
+void Engine::Impl::note_unwritten(const IoError& e) {
+  notes.push_back("no generation of step " + std::to_string(n_committed) +
+                  " could be written, opening the run again takes longer: " + e.what());
 }
 
 // The best of three times that `replay` takes.

@@ -30,15 +30,10 @@ void check_record(const Record& r, uint32_t last, const std::string& path) {
                           " has a number that is not finite, expected it recorded as skipped (I11)");
 }
 
-constexpr uint32_t kMostAtOnce = 4096;  // records that wait: they hold their scalars, and those of a window
-
-struct Found {
-  Record record;
-  uint32_t chain;  // of the journal after it
-};
+constexpr int kMostAtOnce = 4096;  // records of a run in memory that wait
 
 // Would commit have taken these records? last: step of the last one.
-void check_of_method(const MethodConfig& method, const std::deque<Found>& found, uint32_t last,
+void check_of_method(const MethodConfig& method, const std::deque<FoundRecord>& found, uint32_t last,
                      const std::string& path) {
   for (const auto& [r, chain] : found)
     if (static_cast<int>(r.scalars.size()) != method.n_scalars())
@@ -55,6 +50,35 @@ void check_of_method(const MethodConfig& method, const std::deque<Found>& found,
 
 }  // namespace
 
+// As few records wait together as memory is planned for: they hold their scalars, those of a window, and the
+// factors of their epochs.
+void Engine::Impl::bring_forward(std::deque<FoundRecord> records, uint32_t chain_of_watermark) {
+  const uint32_t watermark = newest_generation, tail = n_committed, chain_of_tail = chain;
+  n_committed = watermark, chain = chain_of_watermark;
+  const LowRank d = header.method.low_rank_of();
+  bool writes = journal && streams_state();
+  const int64_t most = writes && d ? most_waiting(d, options.generation_every)
+                                   : std::max(kMostWaiting, kMostAtOnce / (1 + header.method.window));
+  for (uint32_t applied = watermark; !records.empty(); records.pop_front()) {
+    const auto& [r, at] = records.front();
+    const bool wait_no_longer =
+        r.step > applied + most || (writes && r.step > applied && waited_long_enough(d, applied + 1, r.step));
+    if (wait_no_longer && n_committed > applied) {
+      applied = n_committed;
+      try {
+        writes ? write_generation_with([] {}) : flush();
+      } catch (const IoError& e) {  // the journal has all of it
+        writes = false;
+        note_unwritten(e);
+      }
+    }
+    apply(r);
+    if (r.step > watermark) n_committed = r.step, chain = at;
+  }
+  n_committed = tail, chain = chain_of_tail;
+  generation_seconds = 0;  // what was written took no probe's pass along
+}
+
 void Engine::Impl::resume(const Opening& opening) {
   const std::string& path = replays() ? options.journal : journal_path;
   // A later one than what is replayed is of no use.
@@ -65,7 +89,7 @@ void Engine::Impl::resume(const Opening& opening) {
   const bool looks_back_to_first = options.method.low_rank != LowRankKind::none;
   const int64_t window = options.method.window;
   uint32_t chain_of_watermark = 0, last = 0;
-  std::deque<Found> records;
+  std::deque<FoundRecord> records;
   int64_t n_before = 0;
   const auto on_record = [&](const Record& r, uint32_t at) {
     check_record(r, last, path);
@@ -89,7 +113,7 @@ void Engine::Impl::resume(const Opening& opening) {
     journal = std::make_unique<Journal>(Journal::open(path, on_record));
     state = journal->state();
   }
-  if (state.n_records == 0) chain = state.tail_checksum;
+  if (n_committed == 0) chain = state.header_checksum;
   const RunHeader found = named(path, [&] { return run_header_from_json(state.header_json); });
   check_of_method(found.method, records, last, path);
   std::optional<StateReader> delta;
@@ -120,26 +144,18 @@ void Engine::Impl::resume(const Opening& opening) {
   keep_moments();
   besides = std::make_unique<Besides>(selection.tensors, parameters, *factors, header.seed);
   if (delta) load_delta(*delta);
-  if (watermark > 0) load_generation(watermark, chain_of_watermark);
+  if (watermark > 0) {
+    try {
+      load_generation(watermark, chain_of_watermark);
+    } catch (const IoError& e) {
+      if (replays() && !file_exists(generation_path(generations(), watermark)))
+        throw GenerationReplaced(e.what());
+      throw;
+    }
+  }
   begin(watermark);
   rules->pass(std::max<int64_t>(0, n_before - window), watermark);
-  const uint32_t tail = n_committed, chain_of_tail = chain;
-  n_committed = watermark, chain = chain_of_watermark;
-  const bool writes = journal && streams_state();
-  for (uint32_t applied = watermark; !records.empty(); records.pop_front()) {
-    const auto& [r, at] = records.front();
-    // Streamed state would make the factors of all epochs that wait at its next visit.
-    const bool many =
-        r.step > applied + kMostAtOnce ||
-        (writes && r.step > applied && waited_long_enough(header.method.low_rank_of(), applied + 1, r.step));
-    if (many && n_committed > applied) {
-      writes ? write_generation_with([] {}) : flush();
-      applied = n_committed;
-    }
-    apply(r);
-    if (r.step > watermark) n_committed = r.step, chain = at;
-  }
-  n_committed = tail, chain = chain_of_tail;
+  bring_forward(std::move(records), chain_of_watermark);
   seconds_per_record = measure_replay_rate();
   is_started = true;
   flush();

@@ -132,17 +132,20 @@ static RunHeader parsed(const Json& j, const char* where) {
     h.mathematics[key] = value.as_string(what);
   h.delta_hash = str("delta_hash");
   const Json& m = j.at("method", what);
-  const auto read_from = [&](const Json& from) {
-    return [&](const char* name, auto& field) { read_field(from.at(name, what), what + " " + name, &field); };
+  const auto read_from = [&](const Json& from, bool may_lack) {
+    return [&, may_lack](const char* name, auto& field) {
+      if (may_lack && !from.find(name)) return;  // a part that its release did not have
+      read_field(from.at(name, what), what + " " + name, &field);
+    };
   };
-  visit_fields(h.method, read_from(m));
+  visit_fields(h.method, read_from(m, false));
   const bool has_index = m.find("index_hash") != nullptr;
   if (has_index) {
     h.method.fraction = m.at("fraction", what).as_double(what);
     h.method.index_hash = m.at("index_hash", what).as_string(what);
   }
   if (const Json* parts = m.find("parts")) {
-    visit_parts(h.method, read_from(*parts));
+    visit_parts(h.method, read_from(*parts, true));
   } else {
     h.method.index = h.method.index_hash;
     set_parts_of_kind(&h.method);

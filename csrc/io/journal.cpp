@@ -123,7 +123,7 @@ JournalState read_header(const File& file) {
                          ", expected it inside the file; damaged, or an interrupted copy?");
   h.resize(static_cast<size_t>(head_bytes + padded + 4));
   file.read(h.data() + head_bytes, padded + 4, head_bytes);
-  s.tail_checksum = get32(&h[static_cast<size_t>(head_bytes + padded)]);
+  s.header_checksum = s.tail_checksum = get32(&h[static_cast<size_t>(head_bytes + padded)]);
   if (crc32c(h.data(), head_bytes + padded) != s.tail_checksum)
     bad(file.path(), "the header's checksum is wrong; the file is damaged");
   s.header_json.assign(reinterpret_cast<const char*>(h.data()) + head_bytes, n_json);

@@ -77,8 +77,9 @@ struct JournalState {
   std::string header_json;
   uint64_t salt = 0;
   int64_t n_records = 0;
-  int64_t n_bytes = 0;         // to the end of the last valid record
-  int64_t dropped_bytes = 0;   // the tail after it
+  int64_t n_bytes = 0;        // to the end of the last valid record
+  int64_t dropped_bytes = 0;  // the tail after it
+  uint32_t header_checksum = 0;
   uint32_t tail_checksum = 0;  // chain of the last record, or the header's crc: names a point of this journal
 };
 
