@@ -2,6 +2,7 @@
 replayed."""
 
 import json
+import resource
 
 import bad_runs
 import golden_runs
@@ -150,8 +151,17 @@ def test_streamed_records_wait_for_the_end_of_their_factors(base, tmp_path, meth
     assert [names for names, before in zip(found, [[], *found], strict=False) if names != before] == [
         [n] for n in names
     ]
-    # Nor when the run is opened without its generations.
+    # Nor when the run is opened without its generations, but where the disk is full.
     (tmp_path / "generations" / names[-1]).unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with Runtime.from_pretrained(base[0], method=method, run_dir=tmp_path, **options, **streamed) as run:
+            assert any("no generation of step" in note for note in run.notes)
+            assert same(final(run), tail)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert generations() == []
     with Runtime.from_pretrained(base[0], method=method, run_dir=tmp_path, **options, **streamed) as run:
         assert generations() == names[-1:]
         assert same(final(run), tail)
@@ -243,6 +253,7 @@ def test_what_does_not_suit_a_model_is_refused(base, method, message):
         (lambda: methods.Sensitive(fraction=0.6), "fraction 0.6.*at most 0.5"),
         (lambda: methods.MaZO(0.0), "fraction 0.0.*at most 0.5"),
         (lambda: methods.ZOSign(of="weights"), "of 'weights'"),
+        (lambda: methods.MeZO(trains="\ud800"), "trains .* not Unicode"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(make, message):
