@@ -40,16 +40,16 @@ def seconds(
     kind, task, *rest = piece.key.split("/")
     if kind == "base":
         return PREPARE_S
-    name, again = rest[0], task == "rt" and rest[0] in taken_over
+    name, again = rest[0], task == "rt" and rest[0] in taken_over and kind != "more"
     each = forward_s(work, task, name)
     if kind == "diagnose":
         return OPEN_S + (0.0 if name in shared and task == "rt" else PROBE_FORWARDS * each)
     if kind == "lr":
         return 0.0 if again else LRS * (OPEN_S + work.sizes.tune * each + LOOK_S[task])
-    looks = piece.forwards // (work.sizes.look if kind == "run" else work.sizes.other_look)
+    looks = piece.forwards // (work.sizes.other_look if kind == "other" else work.sizes.look)
     if again:  # half of the looks are there
         return OPEN_S + piece.forwards / 2 * COMMIT_S + (looks / 2 + 1) * LOOK_S[task]
-    test = TEST_S[task] if kind == "run" else 0.0
+    test = 0.0 if kind == "other" else TEST_S[task]
     return OPEN_S + piece.forwards * each + looks * LOOK_S[task] + test
 
 

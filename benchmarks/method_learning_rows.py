@@ -13,6 +13,7 @@ from . import common, learning, learning_data
 NAMED = ("sparse-mezo", "sensitive", "lozo", "fzoo")
 CONTROLS = ("mezo", "random-mask")
 COMPARED = (*CONTROLS, *NAMED)  # in the order of running: the reference first
+MORE = ("mezo", "sensitive")  # of more seeds
 TASKS = {"rt": "demo task", "trec": "TREC"}
 NAMES = {
     "mezo": "MeZO",
@@ -33,7 +34,7 @@ DIRECTION = "noise trains mask sparsity index_set fraction low_rank rank refresh
 @dataclass(frozen=True)
 class Sizes:
     """Forwards of a batch: of the compared runs and between their looks at dev, of tuning, of the other rows and
-    between theirs; and seeds."""
+    between theirs; seeds, and those that MORE has in all."""
 
     forwards: int = 1200
     look: int = 100
@@ -41,9 +42,10 @@ class Sizes:
     other: int = 600
     other_look: int = 200
     seeds: int = 5
+    more_seeds: int = 10
 
 
-FULL, TRIAL = Sizes(), Sizes(forwards=60, look=10, tune=20, other=40, other_look=20, seeds=2)
+FULL, TRIAL = Sizes(), Sizes(forwards=60, look=10, tune=20, other=40, other_look=20, seeds=2, more_seeds=3)
 
 
 class Work(learning.Work):

@@ -6,7 +6,7 @@ import math
 
 from . import speedup
 from .learning_report import _line, interval
-from .method_learning_report import accuracy, by_piece, curve_of, finished, speed_ups, why_not
+from .method_learning_report import accuracy, by_piece, curve_of, finished, of_all_seeds, speed_ups, why_not
 from .method_learning_rows import COMPARED, FULL, TASKS, Sizes, label, others
 
 OF_PREDICTION = (
@@ -125,6 +125,9 @@ def _differences(rows: list[dict], task: str) -> list[str]:
         if math.isfinite(d["lower"]):
             cells = [f"{d['mean']:+.4f}", f"{d['lower']:+.4f} to {d['upper']:+.4f}"]
             out.append(_line([f"{label(name)} less MeZO", str(d["seeds"]), *cells]))
+    if (d := of_all_seeds(rows, task)) and math.isfinite(d["lower"]):
+        cells = [f"{d['mean']:+.4f}", f"{d['lower']:+.4f} to {d['upper']:+.4f}"]
+        out.append(_line([f"{label('sensitive')} less MeZO, with stage 6", str(d["seeds"]), *cells]))
     columns = ["difference", "seeds", "mean", "95 % t interval"]
     return [*_head(f"Test accuracy, seed by seed, {TASKS[task]}", columns), *out] if out else []
 

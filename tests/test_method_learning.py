@@ -137,6 +137,11 @@ def test_table_and_targets_say_what_is_missing():
     assert "not reached (not reached to not reached)" in text and "0.0001: 0.7000, 0.0003: diverged" in text
     assert "SparseMeZO(0.75) (seeds 1 2 3 4)" in text and text.count("TREC cannot be had") == 3
     assert "| Sensitive(fraction=0.001) over NF4 less MeZO | 5 | +0.0000 | -0.0196 to +0.0196 |" in text
+    assert "with stage 6" not in text
+    more = [run_row("mezo", 5, 1e-4, 0.7, kind="more"), run_row("sensitive", 5, 1e-4, 0.76, kind="more")]
+    assert "| Sensitive(fraction=0.001) over NF4 less MeZO, with stage 6 | 6 | +0.0100 |" in tables.table(some + more)
+    assert tables.table(some + more).startswith(text[: text.index("Test accuracy, seed by seed")])
+    assert report.result(some + more)["targets"] == report.result(some)["targets"]
     targets = {t["name"]: t for t in report.result(some)["targets"]}
     assert targets["speed-up of LOZO, demo task"]["met"] and targets["speed-up of LOZO, demo task"]["measured"] == 2.2
     assert targets["speed-up of FZOO(8 queries), demo task"]["measured"] == 0.0
