@@ -392,6 +392,7 @@ with Runtime.from_pretrained(sys.argv[1], method=method, run_dir=sys.argv[2], **
 """
 
 
+@pytest.mark.slow
 def test_a_run_can_be_read_while_it_replaces_its_generations(base, tmp_path):
     options = {"lr": 2.0**-8, "eps": 2.0**-7, "seed": 5, "threads": 1, "memory_budget": "32MiB"}
     options |= {"stream_trained": True, "generation_every": 1}
