@@ -120,14 +120,14 @@ def _speeds(rows: list[dict], task: str, sizes: Sizes) -> list[str]:
 
 
 def _differences(rows: list[dict], task: str) -> list[str]:
+    pairs = [(f"{label(name)} less MeZO", d) for name, d in accuracy(rows, task).items()]
+    if d := of_all_seeds(rows, task):
+        pairs.append((f"{label('sensitive')} less MeZO, with stage 6", d))
     out = []
-    for name, d in accuracy(rows, task).items():
+    for words, d in pairs:
         if math.isfinite(d["lower"]):
             cells = [f"{d['mean']:+.4f}", f"{d['lower']:+.4f} to {d['upper']:+.4f}"]
-            out.append(_line([f"{label(name)} less MeZO", str(d["seeds"]), *cells]))
-    if (d := of_all_seeds(rows, task)) and math.isfinite(d["lower"]):
-        cells = [f"{d['mean']:+.4f}", f"{d['lower']:+.4f} to {d['upper']:+.4f}"]
-        out.append(_line([f"{label('sensitive')} less MeZO, with stage 6", str(d["seeds"]), *cells]))
+            out.append(_line([words, str(d["seeds"]), *cells]))
     columns = ["difference", "seeds", "mean", "95 % t interval"]
     return [*_head(f"Test accuracy, seed by seed, {TASKS[task]}", columns), *out] if out else []
 

@@ -30,7 +30,7 @@ void check_record(const Record& r, uint32_t last, const std::string& path) {
                           " has a number that is not finite, expected it recorded as skipped (I11)");
 }
 
-constexpr int kMostAtOnce = 4096;  // records of a run in memory that wait
+constexpr int kMostAtOnce = 4096;  // records that wait, where each is little but its scalars
 
 // Would commit have taken these records? last: step of the last one.
 void check_of_method(const MethodConfig& method, const std::deque<FoundRecord>& found, uint32_t last,
