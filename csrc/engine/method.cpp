@@ -55,8 +55,8 @@ void check_numbers(const MethodConfig& m) {
   if (m.low_rank != LowRankKind::none) {
     require(m.rank >= 1 && m.rank <= kMaxRank,
             "rank " + std::to_string(m.rank) + ", expected 1 to " + std::to_string(kMaxRank));
-    require(m.refresh >= 0 && m.refresh <= 1 << 30,
-            "refresh " + std::to_string(m.refresh) + ", expected a number of steps, or 0 for the run");
+    require(m.low_rank == LowRankKind::utv || (m.refresh >= 1 && m.refresh <= 1 << 30),
+            "refresh " + std::to_string(m.refresh) + ", expected 1 to 2^30 steps");
   }
   if (n_moments(m.rule) == 0) return;
   require(m.beta1 >= 0 && m.beta1 < 1 && m.beta2 >= 0 && m.beta2 < 1,

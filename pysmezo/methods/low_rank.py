@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..errors import ArgumentError
 from .base import Method
 
 
@@ -17,11 +16,6 @@ class _Refreshed(Method):
 
     only_reads: bool = False
     rank_cap: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.refresh < 1:
-            raise ArgumentError(f"[{type(self).__name__}] refresh {self.refresh}, expected at least 1 step")
 
     @property
     def most_steps(self) -> int | None:
