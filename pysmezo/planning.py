@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -14,6 +15,11 @@ from .errors import ArgumentError, BudgetError
 
 QUANTIZED = {"nf4": "NF4", "int8": "I8"}
 DEFAULT_LENGTH = 64
+
+
+def is_number(value) -> bool:
+    """A real number, numpy's included."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def engine_arguments(
@@ -42,13 +48,17 @@ def engine_arguments(
     """The keyword arguments that `_core.Engine` and `_core.Planner` take. dtype nf4 and int8 say how the base is stored; inputs of products
     are rounded as with auto then. ArgumentError: an option out of its range, or one of streaming without a memory budget."""
     for name, value, least, most in (
+        ("seed", seed, 0, (1 << 64) - 1),
         ("threads", threads, 1, 1024),
+        ("sync_every", sync_every, 1, 1 << 30),
         ("generation_every", generation_every, 0, 1 << 30),
         ("n_readers", n_readers, 0, 64),
         ("ring_bytes", ring_bytes, 0, 1 << 40),
     ):
-        if value is not None and not least <= value <= most:
-            raise ArgumentError(f"[{name}] {value}, expected {least} to {most}")
+        if name == "threads" and value is None:
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+            raise ArgumentError(f"[{name}] {value!r}, expected an integer from {least} to {most}")
     if memory_budget is None:
         for name, value in (
             ("stream_trained", stream_trained),

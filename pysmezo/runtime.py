@@ -106,7 +106,7 @@ class Runtime(OpenModel):
                 f"[method] {type(method).__name__}, expected a method such as SparseMeZO(sparsity=0.75)"
             )
         for name, value in (("lr", lr), ("eps", eps)):
-            if value != "auto" and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+            if value != "auto" and not (planning.is_number(value) and 0 < value < float("inf")):
                 raise ArgumentError(f"[{name}] {value!r}, expected a positive number or 'auto'")
         memory.parse_bytes(memory_budget)
         planning.device_bytes(device, memory_budget)
@@ -216,10 +216,12 @@ class Runtime(OpenModel):
 
         batch: dict(input_ids, attention_mask, labels) [B, L] with -100 ignored; or, with a task, [{"text", "label"}].
         objective: f(logits fp32 [n_labels, V], labels [n_labels], example_index [n_labels]) -> float, lower is better; no gradient is needed.
-        lr_scale: a schedule's factor for this step.
+        lr_scale: a schedule's factor for this step, from 0 up.
         ArgumentError: an objective with a choice batch; a run that is replayed, closed, has deltas in use or has reached its rank_cap. BudgetError:
         the batch does not fit. IoError: the record could not be written, and the step has not happened.
         """
+        if not (planning.is_number(lr_scale) and lr_scale >= 0):
+            raise ArgumentError(f"[lr_scale] {lr_scale!r}, expected a number from 0 up")
         packed = self._pack(batch)
         if not self.started:
             self.resolve_auto([batch], objective)
@@ -232,7 +234,7 @@ class Runtime(OpenModel):
         probed = time.perf_counter()
         scalars = self._engine.scalars(branches, losses)
         plus, minus = _sides(branches, losses)
-        lr = self._engine.lr * lr_scale
+        lr = self._engine.lr * float(lr_scale)
         applied = self._engine.commit(lr, float(np.mean(losses)), plus, minus, scalars)
         end = time.perf_counter()
         parts["commit"] = end - probed

@@ -10,7 +10,8 @@
 step_rms follows from the scalars alone, as directions are independent and of variance 1: exact in expectation for sgd and sign; for momentum
 from the last 100 steps; for adam the root mean square of m over the root of the mean of v, close once v averages some steps.
 
-Skipped steps are left out (their step_rms is 0). null: too few steps yet, or not to be said: step_rms of HiZOO, which hangs on its curvature.
+Skipped steps are left out (their step_rms is 0). null: too few steps yet, or not to be said: step_rms of HiZOO, which hangs on its curvature, and of LOZO-M, whose
+average turns with its factors.
 The window is a function of the last lines of metrics.jsonl, so a run that goes on has the numbers that it would have had.
 """
 
@@ -80,7 +81,8 @@ class Signals:
             return math.sqrt(squares[0])
         if rule == "sign":
             return 1.0
-        if rule not in ("momentum", "adam"):
+        # LOZO-M's average loses most of itself wherever its factors change.
+        if rule not in ("momentum", "adam") or (rule == "momentum" and self._parts.get("low_rank") == "uv"):
             return None
         n_averaged = min(step, window or step)
         squares = squares[: window or WINDOW]

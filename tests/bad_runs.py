@@ -35,10 +35,10 @@ def of_numbers(described: dict, said) -> dict:
         return said(masks=[[*m[:at], value, *m[at + 1 :]] for m in described["masks"]])
 
     return {
-        "lr-negative": (said(lr_bits=bits(-1.0)), f"lr -1.000000 and eps .*, {finite}"),
+        "lr-negative": (said(lr_bits=bits(-1.0)), f"lr -1 and eps .*, {finite}"),
         "lr-infinite": (said(lr_bits=bits(float("inf"))), f"lr inf and eps .*, {finite}"),
         "lr-not-a-number": (said(lr_bits=bits(float("nan"))), f"lr nan and eps .*, {finite}"),
-        "eps-negative": (said(eps_bits=bits(-1.0)), f"eps -1.000000, {finite}"),
+        "eps-negative": (said(eps_bits=bits(-1.0)), f"eps -1, {finite}"),
         "eps-not-a-number": (said(eps_bits=bits(float("nan"))), f"eps nan, {finite}"),
         "lr-past-32-bits": (said(lr_bits=2**32 + bits(0.5)), f"{2**32 + bits(0.5)}, {of_32}"),
         "eps-bits-negative": (said(eps_bits=-1), f"-1, {of_32}"),

@@ -198,7 +198,7 @@ OF_RUN = {
     "method-sparsity-a-word": (_method(sparsity="half"), "sparsity 'half', expected a number"),
     "method-queries-a-list": (_method(queries=[1]), r"queries \[1\], expected an integer"),
     "method-trains-a-number": (_method(trains=5), "trains 5, expected a text"),
-    "method-index-a-number": (_method(kind="sensitive", index=5), "index 5, expected a text"),
+    "method-index-a-number": (_method(kind="sensitive", index=5), "fraction 5, expected more than 0"),
     "method-noise-unknown": (_method(noise="white"), "noise 'white'"),
 }
 

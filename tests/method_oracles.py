@@ -43,7 +43,7 @@ class Draws:
 
     def resting(self, step, drop):
         """Names of the tensors whose layer sits the step out."""
-        n = min(round(drop * self.layers), self.layers - 1)
+        n = min(int(drop * self.layers + 0.5), self.layers - 1)  # halves up
         draws = core.random_bits("subset", self.seed, step, 0, 0, 0, self.layers, 32)
         active = m.active_layers(draws, self.layers - n)
         return {s for s in self.shapes if s.startswith("model.layers.") and not active[int(s.split(".")[2])]}
@@ -59,9 +59,12 @@ class Row:
     weights: dict[str, np.ndarray]
     rules: dict = field(default_factory=dict)
 
+    def __post_init__(self):
+        self.first = dict(self.weights)
+
     def scalars(self, branches, losses, eps) -> np.ndarray:
         losses = np.asarray(losses)
-        if self.method.n_branches == 2 * self.method.queries:
+        if self.method.plan == "two-sided":
             return m.two_sided(losses[0::2], losses[1::2], eps)
         return m.one_sided(losses[1:], losses[0], eps)
 
@@ -70,7 +73,20 @@ class Row:
         for name in self.weights:
             if name in z[0]:
                 e = m.mean_estimate(scalars, [q[name] for q in z])
-                self.weights[name] = self.rule(name).step(self.weights[name], e, lr)
+                old, mask = self.weights[name], self.mask(name)
+                # What has left the mask stays where it is, whatever its momentum.
+                self.weights[name] = np.where(mask, self.rule(name).step(self.decayed(name, lr), e, lr), old)
+
+    def mask(self, name):
+        """Of the elements that train, from the weights as they are."""
+        return True
+
+    def decayed(self, name, lr):
+        """Of what trains, before the rule; of matrices only."""
+        w = self.weights[name]
+        if not self.method.weight_decay or w.ndim < 2:
+            return w
+        return w - lr * self.method.weight_decay * np.where(self.mask(name), w, 0.0)
 
     def rule(self, name):
         """The tensor's own, with its moments."""
@@ -96,7 +112,8 @@ class WindowAdam:
 
     def step(self, w, e, lr):
         self.past = [*self.past, e][-self.method.window :]
-        return w - lr * m.window_adam(self.past, self.method.beta1, self.method.beta2, self.method.adam_eps)
+        a = self.method
+        return w - lr * m.window_adam(self.past, a.beta1, a.beta2, a.adam_eps, a.corrected)
 
 
 @dataclass
@@ -116,7 +133,8 @@ def rule_of(method):
     if method.rule == "momentum":
         return WindowMomentum(method) if method.window else m.Momentum(method.beta1, method.damped)
     if method.rule in ("adam", "adam-c"):
-        return WindowAdam(method) if method.window else m.Adam(method.beta1, method.beta2, method.adam_eps)
+        a = method
+        return WindowAdam(a) if a.window else m.Adam(a.beta1, a.beta2, a.adam_eps, a.corrected)
     return Sign() if method.rule == "sign" else m.Sgd()
 
 
@@ -134,8 +152,31 @@ class Dense(Row):
             for q in range(self.method.queries)
         ]
 
+
+class Small(Dense):
+    """|w| <= h, h of the first weights (SparseMeZO)."""
+
+    def h(self, name):
+        w = np.sort(np.abs(self.first[name]), axis=None)
+        return w[max(1, int((1 - self.method.sparsity) * w.size + 0.5)) - 1]
+
     def mask(self, name):
-        return True
+        return np.abs(self.weights[name]) <= self.h(name)
+
+
+class Large(Dense):
+    def mask(self, name):
+        w = np.sort(np.abs(self.first[name]), axis=None)
+        k = max(1, int((1 - self.method.sparsity) * w.size + 0.5))
+        return np.abs(self.weights[name]) >= w[w.size - k]
+
+
+class AtRandom(Small):
+    def mask(self, name):
+        share = np.mean(np.abs(self.first[name]) <= self.h(name))
+        w = self.first[name]
+        bits = core.random_bits("mask", self.draws.seed, 0, 0, self.draws.ids[name], 0, w.size, 16)
+        return bits.reshape(w.shape) < int(share * 65536 + 0.5)
 
 
 class ScalarSign(Dense):
@@ -243,7 +284,7 @@ class LozoM(Lozo):
             rule, kept = self.rules[n]
             v = kept.setdefault(self.epoch(step), self.v(n, self.epoch(step)))
             us = [self.u(n, step, q) for q in range(self.method.queries)]
-            self.weights[n] = rule.step(self.weights[n], scalars, us, v, lr)
+            self.weights[n] = rule.step(self.decayed(n, lr), scalars, us, v, lr)
 
 
 class SubZero(LowRank):
@@ -296,18 +337,36 @@ class TezoAdam(Tezo):
             if n not in self.rules:
                 self.rules[n] = m.TeZOAdam(self.u(n), self.v(n, 0), a.beta1, a.beta2, a.adam_eps, a.corrected)
             taus = [self.tau(n, step, q) for q in range(a.queries)]
-            self.weights[n] = self.rules[n].step(self.weights[n], scalars, taus, lr)
+            self.weights[n] = self.rules[n].step(self.decayed(n, lr), scalars, taus, lr)
 
 
 # name -> (method, oracle, lr in units of the tests' own)
 ROWS = {
     "mezo": (methods.MeZO(), Dense, 1.0),
     "mezo, queries": (methods.MeZO(queries=3, noise="gaussian"), Dense, 1.0),
+    "mezo-adam, norms too, decay": (
+        methods.MeZOAdam(trains="model.layers.*", adam_eps=1e-4, weight_decay=0.25),
+        Dense,
+        2.0**-4,
+    ),
+    "mezo-adam, as it is": (methods.MeZOAdam(corrected=False, adam_eps=1e-2), Dense, 2.0**-4),
+    "mezo-adam, as it is, window": (methods.MeZOAdam(window=3, corrected=False, adam_eps=1e-2), Dense, 2.0**-4),
+    "mezo-momentum, decay, window of 2": (methods.MeZOMomentum(window=2, weight_decay=0.25), Dense, 1.0),
+    "random-mask": (methods.RandomMask(0.75), AtRandom, 1.0),
+    "largest-mask": (methods.LargestMask(0.75), Large, 1.0),
+    "sparse-mezo": (methods.SparseMeZO(0.75), Small, 1.0),
+    "sparse-mezo, momentum, decay": (methods.SparseMeZO(0.5, rule="momentum", weight_decay=0.25), Small, 1.0),
+    "sparse-mezo, adam, queries": (methods.SparseMeZO(0.75, rule="adam", queries=2, adam_eps=1e-4), Small, 2.0**-4),
     "lezo": (methods.LeZO(drop=0.5), Dense, 1.0),
+    "lezo, all": (methods.LeZO(drop=0.5, trains="all", weight_decay=0.25), Dense, 1.0),
+    "lezo, a tie": (methods.LeZO(drop=0.25), Dense, 1.0),
+    "lezo, adam": (methods.LeZO(drop=0.5, rule="adam", corrected=False, adam_eps=1e-2), Dense, 2.0**-4),
     "one-sided": (methods.OneSided(queries=3), Dense, 1.0),
+    "one-sided, one query": (methods.OneSided(), Dense, 1.0),
     "fzoo": (methods.FZOO(queries=4), Fzoo, 2.0**-4),
     "fzoo, over eps": (methods.FZOO(queries=4, over_eps=True), Fzoo, 2.0**-10),
     "zo-sign": (methods.ZOSign(), Dense, 2.0**-4),
+    "zo-sign, decay": (methods.ZOSign(weight_decay=0.25), Dense, 2.0**-4),
     "zo-sign, of the scalar": (methods.ZOSign(of="scalar", queries=2), ScalarSign, 2.0**-4),
     "mezo-momentum": (methods.MeZOMomentum(queries=2), Dense, 1.0),
     "mezo-momentum, adding up": (methods.MeZOMomentum(damped=False), Dense, 0.25),
@@ -316,22 +375,28 @@ ROWS = {
     "mezo-adam, window": (methods.MeZOAdam(window=5, beta1=0.7, beta2=0.9, adam_eps=1e-4), Dense, 2.0**-4),
     "adamezo": (methods.AdaMeZO(adam_eps=1e-4), Dense, 2.0**-4),
     "hizoo": (methods.HiZOO(smoothing=2.0**-12), Curved, 1.0),
-    "mazo": (methods.MaZO(fraction=0.1), LargestOfRows, 1.0),
+    "mazo": (methods.MaZO(fraction=0.1, weight_decay=0.25), LargestOfRows, 1.0),
     "sensitive": (methods.Sensitive(fraction=0.05), RandomElements, 1.0),
     "sensitive, adam": (methods.Sensitive(fraction=0.05, rule="adam", adam_eps=1e-4), RandomElements, 2.0**-4),
     "lezo, momentum": (methods.LeZO(drop=0.5, rule="momentum"), Dense, 1.0),
     "random-rows": (methods.RandomRows(fraction=0.2), WholeRows, 1.0),
     "lozo": (methods.LOZO(rank=3, refresh=3), Lozo, 1.0),
-    "lozo, queries": (methods.LOZO(rank=2, refresh=50, queries=3), Lozo, 1.0),
+    "lozo, queries": (methods.LOZO(rank=2, refresh=50, queries=3, noise="gaussian"), Lozo, 1.0),
     "lozo-m": (methods.LOZOMomentum(rank=3, refresh=4), LozoM, 1.0),
-    "subzero": (methods.SubZero(rank=4, refresh=6), SubZero, 2.0**-3),
+    "lozo-m, decay": (methods.LOZOMomentum(rank=2, refresh=3, queries=2, weight_decay=0.25), LozoM, 1.0),
+    "subzero": (methods.SubZero(rank=4, refresh=6, weight_decay=0.25), SubZero, 2.0**-3),
     "lozo, beside the base": (methods.LOZO(rank=3, refresh=6, only_reads=True, rank_cap=12), Lozo, 1.0),
     "subzero, beside the base": (methods.SubZero(rank=3, refresh=7, only_reads=True, rank_cap=9), SubZero, 2.0**-3),
-    "tezo": (methods.TeZO(rank=5), Tezo, 1.0),
+    "tezo": (methods.TeZO(rank=5, noise="gaussian"), Tezo, 1.0),
     "tezo, one-sided queries": (methods.TeZO(rank=4, queries=3, plan="one-sided"), Tezo, 1.0),
     "tezo-m": (methods.TeZOMomentum(rank=5, queries=2), Tezo, 1.0),
     "tezo-adam": (methods.TeZOAdam(rank=5, adam_eps=1e-4), TezoAdam, 2.0**-4),
-    "tezo-adam, corrected": (methods.TeZOAdam(rank=5, adam_eps=1e-4, corrected=True), TezoAdam, 2.0**-4),
+    "tezo-adam, corrected, decay": (
+        methods.TeZOAdam(rank=5, adam_eps=1e-4, corrected=True, weight_decay=0.25),
+        TezoAdam,
+        2.0**-4,
+    ),
+    "tezo-adam-c, as it is": (methods.TeZOAdamC(rank=5, adam_eps=1e-2, corrected=False), Tezo, 2.0**-4),
     "tezo-adam-c": (methods.TeZOAdamC(rank=5, adam_eps=1e-4), Tezo, 2.0**-4),
 }
 oracle_of = {name: partial(row[1], row[0]) for name, row in ROWS.items()}

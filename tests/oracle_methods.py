@@ -79,8 +79,9 @@ def one_sided(losses, centre: float, eps: float) -> Array:
 
 
 def fzoo(losses, centre: float, eps: float, over_eps: bool = False) -> Array:
-    """g_q = (l_q - l_0) / sigma, sigma the population's standard deviation of the l_q (FZOO, arXiv 2506.09034,
-    algorithm 1). The paper divides by eps too, its released code does not, and its learning rates are the code's.
+    """g_q = (l_q - l_0) / sigma, sigma the population's standard deviation of the l_q (1/N; FZOO, arXiv
+    2506.09034, as its released code). The paper divides by eps too, the code does not, and the learning rates are the
+    code's.
     """
     losses = np.asarray(losses, np.float64)
     return (losses - centre) / losses.std() / (eps if over_eps else 1.0)
@@ -117,12 +118,13 @@ class Momentum:
 
 @dataclass
 class Adam:
-    """m, v: averages of g_hat and its square, with bias taken out; w <- w - lr m / (sqrt(v) + delta) (MeZO, appendix
-    B.2, with the Adam of arXiv 1412.6980)."""
+    """m, v: averages of g_hat and its square, with bias taken out (corrected=False: not);
+    w <- w - lr m / (sqrt(v) + delta) (MeZO, appendix B.2, with the Adam of arXiv 1412.6980)."""
 
     beta1: float = 0.9
     beta2: float = 0.999
     delta: float = 1e-8
+    corrected: bool = True
     m: Array | float = 0.0
     v: Array | float = 0.0
     t: int = 0
@@ -131,18 +133,21 @@ class Adam:
         self.t += 1
         self.m = self.beta1 * self.m + (1 - self.beta1) * estimate
         self.v = self.beta2 * self.v + (1 - self.beta2) * estimate**2
-        m, v = self.m / (1 - self.beta1**self.t), self.v / (1 - self.beta2**self.t)
+        m, v = self.m, self.v
+        if self.corrected:
+            m, v = m / (1 - self.beta1**self.t), v / (1 - self.beta2**self.t)
         return w - lr * m / (np.sqrt(v) + self.delta)
 
 
-def window_adam(estimates: list[Array], beta1: float, beta2: float, delta: float) -> Array:
+def window_adam(estimates: list[Array], beta1: float, beta2: float, delta: float, corrected: bool = True) -> Array:
     """What a step takes off, over lr: Adam's moments rebuilt from the last estimates, oldest first, and from no older
     ones (AdaMeZO, arXiv 2605.00650, algorithm 1): m / (sqrt(v) + delta), bias taken out over the window."""
     m = v = 0.0
     for g in estimates:
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
-    m, v = m / (1 - beta1 ** len(estimates)), v / (1 - beta2 ** len(estimates))
+    if corrected:
+        m, v = m / (1 - beta1 ** len(estimates)), v / (1 - beta2 ** len(estimates))
     return m / (np.sqrt(v) + delta)
 
 

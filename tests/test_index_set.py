@@ -15,7 +15,7 @@ def base(tmp_path_factory):
 @pytest.mark.parametrize("operand", ["nearest", "dither", "split"])
 @pytest.mark.parametrize("queries", [1, 2])
 def test_index_set_learns_its_elements_only(base, tmp_path, operand, queries):
-    """After steps, weights differ from the base on the set and nowhere else, and follow the update formula."""
+    """After steps, weights differ from the base on the set and nowhere else."""
     method = Sensitive(fraction=0.05, queries=queries)
     with Runtime.from_pretrained(base, method=method, lr=0.5, eps=2.0**-7, seed=5, operand=operand) as run:
         names = [n for n in run.tensor_ids() if n.endswith("_proj.weight")]

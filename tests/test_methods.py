@@ -12,7 +12,7 @@ import oracle
 import pytest
 import tiny_llama
 from quick import quickly
-from test_step import CONFIG, EPS, LOSS_TOLERANCE, LR, SEED, SHAPE, WEIGHT_SHAPES, a_batch
+from test_step import CONFIG, EPS, LOSS_TOLERANCE, LR, SEED, SHAPE, WEIGHT_SHAPES, a_batch, trained_of
 
 from pysmezo import ArgumentError, FormatError, Runtime, autotune, methods
 from pysmezo import _core as core
@@ -21,6 +21,7 @@ from pysmezo.methods import METHODS
 ROWS = method_oracles.ROWS
 QUICK = ("lezo", "mezo-adam", "lozo-m", "tezo-adam")
 N_STEPS = 20
+SKIPPED = 4  # with lozo-m's refresh of 4, the first step of its new factors
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +40,16 @@ def follow(base, name, flip=1.0, n_steps=N_STEPS):
     """Losses, scalars and weights of every step against the oracle's own run, which takes from the package nothing but
     the random numbers and, so that roundings do not pile up, each step's scalars."""
     folder, weights = base
-    trained = tiny_llama.linear_names(weights)
     method, _, lr = ROWS[name]
+    trained = trained_of(method, weights)
     with opened(folder, name) as run:
         draws = method_oracles.Draws(SEED, run.tensor_ids(), {n: WEIGHT_SHAPES[n] for n in trained}, SHAPE.layers)
         row = method_oracles.oracle_of[name](draws, {n: weights[n].astype(np.float64) for n in trained})
         for i in range(n_steps):
             batch, same = a_batch(i)
+            if i == SKIPPED:  # nothing moves, no moment counts it
+                assert run.train_step(batch, objective=lambda *_: float("nan")).skipped
+                continue
             probe = run.probe(batch)
             z = row.directions(i + 1)
             want = []
@@ -58,8 +62,9 @@ def follow(base, name, flip=1.0, n_steps=N_STEPS):
             assert result.scalars == probe.scalars
             means = np.mean(want, axis=1)
             scalars, error = row.scalars(probe.branches, means, EPS), LOSS_TOLERANCE * np.abs(means).max()
-            moved = row.scalars(probe.branches, means + error * np.resize([1, -1], len(means)), EPS)
-            assert np.abs(scalars - result.scalars).max() <= 4 * np.abs(moved - scalars).max() + 1e-6
+            moved = [row.scalars(probe.branches, means + error * unit, EPS) for unit in np.eye(len(means))]
+            bound = np.abs(np.array(moved) - scalars).sum(axis=0)  # of each scalar, by every loss
+            assert (np.abs(scalars - result.scalars) <= bound + 1e-6 * (1 + np.abs(scalars))).all()
             row.step(i + 1, np.float64(result.scalars), flip * result.lr, EPS)
             for n in trained:
                 got = run.weights(n)
@@ -168,12 +173,7 @@ def test_streamed_records_wait_for_the_end_of_their_factors(base, tmp_path, meth
 
 
 def test_the_table_has_a_test_row_for_each_method():
-    assert {method.name for method, _, _ in ROWS.values()} >= set(METHODS) - {
-        "sparse-mezo",  # these have test_step.py, test_index_set.py and the rest
-        "random-mask",
-        "largest-mask",
-        "sensitive",
-    }
+    assert {method.name for method, _, _ in ROWS.values()} == set(METHODS)
 
 
 def to_bf16(x):
@@ -248,10 +248,10 @@ def test_what_does_not_suit_a_model_is_refused(base, method, message):
         (lambda: methods.LOZO(only_reads=True, rank_cap=512), "rank_cap 512, expected at most 256"),
         (lambda: methods.SubZero(rank_cap=32), "rank_cap 32, expected it only where"),
         (lambda: methods.SubZero(refresh=0), "refresh 0"),
-        (lambda: methods.SparseMeZO(1.0), "sparsity 1.0.*frozen fraction"),
+        (lambda: methods.SparseMeZO(1.0), "sparsity 1, .*frozen fraction"),
         (lambda: methods.MeZO(weight_decay=float("nan")), "weight decay nan"),
         (lambda: methods.Sensitive(fraction=0.6), "fraction 0.6.*at most 0.5"),
-        (lambda: methods.MaZO(0.0), "fraction 0.0.*at most 0.5"),
+        (lambda: methods.MaZO(0.0), "fraction 0, .*at most 0.5"),
         (lambda: methods.ZOSign(of="weights"), "of 'weights'"),
         (lambda: methods.MeZO(trains="\ud800"), "trains .* not Unicode"),
     ],
@@ -386,7 +386,7 @@ def test_curvature_over_bf16_takes_an_eps_that_it_may_have(base, tmp_path):
     asked = []
     with Runtime.from_pretrained(base[0], lr="auto", eps=1e-3, run_dir=tmp_path / "b", **options) as run:
         run._engine, engine = Asked(run._engine, asked), run._engine
-        with pytest.raises(ArgumentError, match="0.001000 for a second difference of bf16 products, expected at least"):
+        with pytest.raises(ArgumentError, match="0.001 for a second difference of bf16 products, expected at least"):
             run.train_step(batch)
         assert not asked
         run._engine = engine

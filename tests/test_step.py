@@ -6,6 +6,7 @@ against a Philox in Python. lr and eps here are powers of two: exact in every fo
 blurs a comparison.
 """
 
+import fnmatch
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,7 +98,8 @@ def mask_of(method, run, base):
 
 
 def trained_of(method, weights):
-    return sorted(weights) if getattr(method, "trains", "linear") == "all" else tiny_llama.linear_names(weights)
+    pattern = {"all": "*"}.get(method.trains, method.trains)
+    return tiny_llama.linear_names(weights) if pattern == "linear" else sorted(fnmatch.filter(weights, pattern))
 
 
 def current(run, names):

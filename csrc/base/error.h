@@ -1,6 +1,7 @@
 // The four exception types and the one message grammar: `[where] what was found, what was expected, likely
 // cause`.
 #pragma once
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 
@@ -21,6 +22,13 @@ struct BudgetError : Error {  // it does not fit in the bytes given
 struct IoError : Error {  // the operating system said no
   using Error::Error;
 };
+
+// A number as a message shows it: small ones too, which std::to_string makes 0.
+inline std::string text(double x) {
+  char out[32];
+  std::snprintf(out, sizeof(out), "%.6g", x);
+  return out;
+}
 
 template <class E>
 [[noreturn]] void fail(const char* where, const std::string& what) {

@@ -144,19 +144,17 @@ float Engine::least_eps() const {
 }
 
 void Engine::check_eps(float eps) const {
-  check<ArgumentError>(
-      std::isfinite(eps) && eps > 0, "eps",
-      std::to_string(eps) + ", expected a positive number: it is the size of the perturbation");
+  check<ArgumentError>(std::isfinite(eps) && eps > 0, "eps",
+                       text(eps) + ", expected a positive number: it is the size of the perturbation");
   check<ArgumentError>(eps >= least_eps(), "eps",
-                       std::to_string(eps) +
+                       text(eps) +
                            " for a second difference of bf16 products, expected at least 0.01, or dtype "
                            "fp32: at less it is mostly rounding");
 }
 
 void Engine::start(float lr, float eps) {
   check<ArgumentError>(!impl_->is_started, "start", "the run has started, its lr and eps are fixed");
-  check<ArgumentError>(std::isfinite(lr) && lr > 0, "lr",
-                       std::to_string(lr) + ", expected a positive number");
+  check<ArgumentError>(std::isfinite(lr) && lr > 0, "lr", text(lr) + ", expected a positive number");
   check_eps(eps);
   check<ArgumentError>(
       !impl_->streams_state() || !impl_->journal_path.empty(), "run_dir",

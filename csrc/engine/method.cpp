@@ -33,8 +33,6 @@ bool glob(const char* p, const char* s) {
   return !*p;
 }
 
-std::string text(double x) { return std::to_string(x); }
-
 void require(bool ok, const std::string& what) { check<ArgumentError>(ok, "method", what); }
 
 void check_numbers(const MethodConfig& m) {
@@ -59,10 +57,12 @@ void check_numbers(const MethodConfig& m) {
             "refresh " + std::to_string(m.refresh) + ", expected 1 to 2^30 steps");
   }
   if (n_moments(m.rule) == 0) return;
-  require(m.beta1 >= 0 && m.beta1 < 1 && m.beta2 >= 0 && m.beta2 < 1,
-          "beta1 " + text(m.beta1) + " and beta2 " + text(m.beta2) + ", expected 0 <= beta < 1");
-  require(std::isfinite(m.adam_eps) && m.adam_eps > 0,
-          "adam_eps " + text(m.adam_eps) + ", expected a small positive number");
+  // As the rules have them, in fp32.
+  const auto is_share = [](double beta) { return beta >= 0 && static_cast<float>(beta) < 1; };
+  require(is_share(m.beta1) && is_share(m.beta2),
+          "beta1 " + text(m.beta1) + " and beta2 " + text(m.beta2) + ", expected 0 <= beta < 1 in fp32");
+  require(std::isfinite(m.adam_eps) && static_cast<float>(m.adam_eps) > 0,
+          "adam_eps " + text(m.adam_eps) + ", expected a small number, positive in fp32");
   require(m.window >= 0 && m.window <= kMaxWindow, "window " + std::to_string(m.window) + ", expected 1 to " +
                                                        std::to_string(kMaxWindow) +
                                                        " records, or 0 to keep the moments");
@@ -113,10 +113,9 @@ void check_parts(const MethodConfig& m) {
   require(m.rule != RuleKind::hizoo || m.noise != NoiseKind::rademacher,
           "rule hizoo with rademacher noise, expected a Gaussian: z^2 is 1 everywhere, so that all elements "
           "would get the same curvature");
-  require(
-      m.estimator != Estimator::deviation || (m.plan == QueryPlan::one_sided && m.queries >= 2),
-      "scalars over the deviation of the losses with fewer than 2 one-sided queries, expected at least 2: "
-      "one loss has none");
+  require(m.estimator != Estimator::deviation || (m.plan == QueryPlan::one_sided && m.queries >= 2),
+          "scalars over the deviation of the losses with " + std::to_string(m.queries) + " " + word(m.plan) +
+              " queries, expected one-sided ones and at least 2: one loss has none");
   require(m.window == 0 || m.rule == RuleKind::momentum || m.rule == RuleKind::adam,
           std::string("a window with rule ") + word(m.rule) + ", expected momentum or adam");
   require(m.drop == 0 || !low_rank || m.rule == RuleKind::sgd,
@@ -162,6 +161,23 @@ std::vector<int> layers_of(const std::vector<ParameterSpec>& parameters) {
   return out;
 }
 
+// A layer without anything that trains would be drawn like the others, and a step of such layers asks
+// nothing.
+static void check_every_layer_trains(const MethodConfig& m, const std::vector<bool>& trained,
+                                     const std::vector<int>& layers) {
+  std::vector<int> n_trained;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i] < 0) continue;
+    if (layers[i] >= static_cast<int>(n_trained.size())) n_trained.resize(layers[i] + 1);
+    n_trained[layers[i]] += trained[i];
+  }
+  for (size_t i = 0; i < n_trained.size(); ++i)
+    check<ArgumentError>(n_trained[i] > 0, "method",
+                         "trains '" + m.trains + "' trains nothing of layer " + std::to_string(i) +
+                             " where layers sit steps out, expected something of each of the " +
+                             std::to_string(n_trained.size()));
+}
+
 std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<ParameterSpec>& parameters) {
   std::vector<bool> out;
   bool any = false;
@@ -176,8 +192,10 @@ std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<Param
         "a low-rank direction of '" + p.name + "', expected only linear weights of the decoder blocks");
     check<ArgumentError>(
         !t || m.low_rank == LowRankKind::none || m.all_ranks() <= std::min(p.rows, p.cols), "method",
-        "rank " + std::to_string(m.all_ranks()) + " of '" + p.name + "' [" + std::to_string(p.rows) + ", " +
-            std::to_string(p.cols) + "], expected at most its smaller side");
+        "rank " + std::to_string(m.rank) +
+            (m.rank_cap > 0 ? " and rank_cap " + std::to_string(m.rank_cap) + " beside it" : "") + " of '" +
+            p.name + "' [" + std::to_string(p.rows) + ", " + std::to_string(p.cols) +
+            "], expected at most its smaller side in all");
     out.push_back(t);
     any |= t;
   }
@@ -185,6 +203,7 @@ std::vector<bool> trained_tensors(const MethodConfig& m, const std::vector<Param
       any, "method",
       "trains '" + m.trains + "' matches no parameter, expected linear, all or a glob pattern such as " +
           "'*.mlp.*'; the first parameter is " + (parameters.empty() ? "absent" : parameters[0].name));
+  if (m.drop > 0) check_every_layer_trains(m, out, layers_of(parameters));
   return out;
 }
 
@@ -229,6 +248,10 @@ Selection select(const MethodConfig& m, const std::vector<bool>& trained, const 
           const double density = static_cast<double>(th.n_selected) / static_cast<double>(w.n());
           t.mask.h = 0;
           t.mask.keep = static_cast<uint32_t>(std::lround(density * 65536));
+          check<ArgumentError>(t.mask.keep > 0, "method",
+                               "a random mask that keeps " + text(density) + " of '" +
+                                   store.request(id).name +
+                                   "', expected at least 1/65536, the step in which its share is drawn");
           n_selected = static_cast<int64_t>(t.mask.keep / 65536.0 * static_cast<double>(w.n()));
         }
       }

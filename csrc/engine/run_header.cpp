@@ -168,9 +168,9 @@ static RunHeader parsed(const Json& j, const char* where) {
   h.lr = from_bits(j.at("lr_bits", what), what);
   h.eps = from_bits(j.at("eps_bits", what), what);
   // 0: a delta of a run that had not begun.
-  check<FormatError>(std::isfinite(h.lr) && h.lr >= 0 && std::isfinite(h.eps) && h.eps >= 0, where,
-                     "lr " + std::to_string(h.lr) + " and eps " + std::to_string(h.eps) +
-                         ", expected finite numbers not below 0");
+  check<FormatError>(
+      std::isfinite(h.lr) && h.lr >= 0 && std::isfinite(h.eps) && h.eps >= 0, where,
+      "lr " + text(h.lr) + " and eps " + text(h.eps) + ", expected finite numbers not below 0");
   for (const Json& row : j.at("masks", what).as_array(what)) {
     const Json::Array& r = row.as_array(what);
     check<FormatError>(r.size() == 4, "journal header",

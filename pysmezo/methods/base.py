@@ -32,7 +32,10 @@ class Method:
     (bias taken out; corrected=False: not); sign (of e, elementwise: signSGD). Moments exist for what trains only, four bytes each.
     window: moments are not kept but rebuilt from the last so many records at every step (MeZO, appendix B.2; AdaMeZO, arXiv 2605.00650):
     no memory, and as many passes of noise. At most 64, with momentum or adam, not with low rank.
-    weight_decay: lambda of w <- w - lr * lambda * m * w, on matrices only (norms and biases are left alone, as in MeZO's code).
+    weight_decay: lambda of w <- (1 - lr * lambda) w, of what trains in the step and before its rule, Adam's too, on matrices only (norms and
+    biases are left alone, as in MeZO's code).
+    A step whose losses are not finite is skipped: nothing moves, no moment and no window counts it; factors and layers are drawn by the
+    step's number all the same.
     """
 
     noise: str = "gaussian8"
@@ -57,11 +60,12 @@ class Method:
         where = type(self).__name__
         for f in fields(self):
             object.__setattr__(self, f.name, plain(where, f, getattr(self, f.name)))
-        for name, words in (CHOICES | self.WORDS).items():
+        choices = CHOICES | self.WORDS
+        for name, words in choices.items():
             value = getattr(self, name)
             if value not in words:
                 raise ArgumentError(f"[{where}] {name} {value!r}, expected one of {', '.join(words)}")
-        check_read(where, fields(self), self)
+        check_read(where, fields(self), self, choices["rule"])
         _core.check_method(self.parts())
 
     def to_dict(self) -> dict:

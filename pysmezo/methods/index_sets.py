@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import ClassVar
 
 from ..errors import ArgumentError
@@ -18,7 +19,7 @@ class Sensitive(Method):
     Over a folder that `pysmezo quantize --keep INDEX_FILE` made, each element that was kept starts from its original value, whatever set it is
     now in; every other one, as without --keep, from what its quantized weight decodes to (`Runtime.notes` counts them where some were not
     kept). Elements that are kept but do not train stay as quantized.
-    fraction, with no index file: that share of each block matrix instead, one element in every run of 1/fraction, drawn from the run's seed; a
+    fraction, with no index file (or a number in its place, Sensitive(0.001)): that share of each block matrix instead, one element in every run of 1/fraction, drawn from the run's seed; a
     control, and what memory and speed are measured with.
     """
 
@@ -29,6 +30,11 @@ class Sensitive(Method):
     name: ClassVar[str] = "sensitive"
 
     def __post_init__(self):
+        if isinstance(self.index, Real) and not isinstance(self.index, bool) and self.fraction == Sensitive.fraction:
+            object.__setattr__(self, "fraction", self.index)
+            object.__setattr__(self, "index", None)
+        if self.index == "":
+            raise ArgumentError("[Sensitive] index '', expected the path of an index file")
         super().__post_init__()
         wanted = "random" if self.index is None else "calibrated"
         if self.source not in (None, wanted):

@@ -28,7 +28,8 @@ class LOZO(_Refreshed):
 
     E||Z||^2 = m n, so lr and eps mean what they mean for MeZO: the paper's form, which perturbs with U V^T and updates with U V^T / rank, is
     this at eps * sqrt(rank); its released code leaves the 1 / rank out, which is this at lr * rank. rule="momentum" (LOZO-M, section 3.3)
-    averages U's side, [m, rank] a matrix, and turns it when V is drawn anew. only_reads: the base is only read, quantized or not, and what
+    averages U's side, [m, rank] a matrix, from 0 (the released code begins at g U), and turns it when V is drawn anew. Given V the estimate is
+    G V V^T / rank of the gradient G. Matrices of the blocks alone train; the paper moves norms and biases too, by dense noise. only_reads: the base is only read, quantized or not, and what
     each epoch adds piles up beside it, to a rank of rank_cap: refresh * (rank_cap // rank) steps in all.
     """
 
@@ -46,6 +47,7 @@ class LOZOMomentum(LOZO):
 
     rule: str = "momentum"
     name: ClassVar[str] = "lozo-m"
+    WORDS: ClassVar[dict] = {"rule": ("momentum",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,8 @@ class SubZero(_Refreshed):
     """Z = sqrt(m n) / rank U Z' V^T with orthonormal U, V of `refresh` steps and Z' [rank, rank] of a step (Yu et al. 2024, arXiv
     2410.08989, equations 5 and 6).
 
-    Given U and V the estimate is m n / rank^2 times the gradient's projection on their spans; over their law it is the gradient. The factors
+    Given U and V the estimate is m n / rank^2 times the gradient's projection on their spans; over their law it is the gradient. Matrices of
+    the blocks alone train; the paper moves norms and biases too, by dense noise. The factors
     are kept between steps, 2 rank (m + n) bytes a matrix, and made anew in the time of some steps. only_reads, rank_cap: as in LOZO.
     """
 
@@ -73,7 +76,9 @@ class TeZO(Method):
     all that training changes is U diag(c) V^T, `rank` numbers a matrix beside a base that is only read, quantized or not. adam divides by the
     root of a separable second moment (equation 8, whose cross terms are left out, as there), changes every weight, and needs working copies.
     corrected: False leaves the bias of the averages in, as equation 8 has no correction; TeZOAdamC takes it out. adam_eps stands inside adam's
-    root, and outside adam-c's. Matrices alone train: norms and biases, which the paper may move by dense noise, do not. Its rank per layer comes from spectra; here it is a number.
+    root, and outside adam-c's. The paper has no 1 / sqrt(rank): its form is this at lr * rank and eps * sqrt(rank). Given the factors the estimate
+    is sum_s (u_s^T G v_s) u_s v_s^T / rank of the gradient G. Linear weights of the blocks alone train: norms and biases, which the paper may
+    move by dense noise, do not. Its rank per layer comes from spectra; here it is a number.
     """
 
     rank: int = field(default=16, kw_only=False)
@@ -101,6 +106,7 @@ class TeZOMomentum(TeZO):
 
     rule: str = "momentum"
     name: ClassVar[str] = "tezo-m"
+    WORDS: ClassVar[dict] = {"rule": ("momentum",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +115,7 @@ class TeZOAdam(TeZO):
 
     rule: str = "adam"
     name: ClassVar[str] = "tezo-adam"
+    WORDS: ClassVar[dict] = {"rule": ("adam",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +125,4 @@ class TeZOAdamC(TeZO):
     rule: str = "adam-c"
     corrected: bool = True
     name: ClassVar[str] = "tezo-adam-c"
+    WORDS: ClassVar[dict] = {"rule": ("adam-c",)}

@@ -13,7 +13,9 @@ class SparseMeZO(Method):
     """Perturbs and updates the small weights of each matrix, |w| <= h (Liu et al. 2024, arXiv 2402.15751).
 
     sparsity: the *frozen* fraction; h is the k-th smallest |w0| of a matrix with k = round((1 - sparsity) * n), ties in. 0 equals MeZO bit for
-    bit. The mask is read from the current weights at every step, so the trained set can only shrink.
+    bit. The mask is read from the current weights at every step, so the trained set can only shrink: what has left
+    it stays where it is, whatever its momentum. Whatever `trains` names has a threshold
+    of its own, with "all" norms and embeddings too.
     """
 
     sparsity: float = field(default=0.75, kw_only=False)
@@ -24,7 +26,7 @@ class SparseMeZO(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class LargestMask(Method):
-    """The other end, a control: trains the largest weights, |w| >= h; sparsity is the frozen fraction."""
+    """The other end, a control: trains the largest weights, |w| >= h, of every step; sparsity is the frozen fraction."""
 
     sparsity: float = field(default=0.75, kw_only=False)
     trains: str = "linear"
@@ -34,7 +36,8 @@ class LargestMask(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomMask(Method):
-    """A random fixed mask, a control (R-MeZO of arXiv 2402.15751): Bernoulli at the density that SparseMeZO realises on each matrix."""
+    """A random fixed mask, a control (R-MeZO of arXiv 2402.15751): Bernoulli at the density that SparseMeZO realises on each matrix,
+    to 1/65536."""
 
     sparsity: float = field(default=0.75, kw_only=False)
     trains: str = "linear"

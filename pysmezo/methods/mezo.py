@@ -30,6 +30,7 @@ class MeZOMomentum(MeZO):
 
     rule: str = "momentum"
     name: ClassVar[str] = "mezo-momentum"
+    WORDS: ClassVar[dict] = {"rule": ("momentum",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class MeZOAdam(MeZO):
 
     rule: str = "adam"
     name: ClassVar[str] = "mezo-adam"
+    WORDS: ClassVar[dict] = {"rule": ("adam",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class OneSided(MeZO):
 
     plan: str = "one-sided"
     name: ClassVar[str] = "one-sided"
+    WORDS: ClassVar[dict] = {"plan": ("one-sided",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +78,10 @@ class ZOSign(MeZO):
 class FZOO(MeZO):
     """One-sided queries whose scalars are divided by the standard deviation of their losses (Dang et al. 2025, arXiv 2506.09034).
 
-    The paper divides by eps too, its released code does not, and its learning rates are the code's: over_eps=True is the paper's form.
-    Scalars then have a size of their own, whatever the loss: a learning rate does not carry over from MeZO.
+    The paper divides by eps too (over_eps=True), its released code does not, and its learning rates are the code's. The deviation is that
+    of the code, 1 / queries under the root; with 1 / (queries - 1), the same at lr * sqrt(queries / (queries - 1)). Scalars have a size of
+    their own, whatever the loss: a learning rate does not carry over from MeZO. Losses that are all equal give none, and the step is skipped;
+    losses that differ by rounding alone give a step as large as any.
     """
 
     noise: str = "rademacher"
@@ -85,6 +90,7 @@ class FZOO(MeZO):
     over_eps: bool = False
     name: ClassVar[str] = "fzoo"
     PARTS: ClassVar[dict] = {"estimator": "deviation"}
+    WORDS: ClassVar[dict] = {"plan": ("one-sided",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +118,8 @@ class LeZO(MeZO):
     """Of the decoder's layers a random share sits each step out; what is not in a layer takes part always (Wang et al. 2024, arXiv
     2410.09823).
 
-    drop: that share, of the layers rounded to a whole number, at least one of which takes part. Layers that rest are neither perturbed nor
-    updated, and cost a bare forward.
+    drop: that share of the layers, rounded to a whole number of them, halves up; at least one takes part. Layers that rest are neither
+    perturbed nor updated, cost a bare forward, and their moments neither decay nor move. Something of every layer must train.
     """
 
     drop: float = 0.75

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 
 from ..errors import ArgumentError
@@ -21,6 +22,8 @@ METHODS: dict[str, type[Method]] = {row.name: row for row in ROWS}
 
 def from_dict(d: dict) -> Method:
     """The method that `to_dict` wrote. ArgumentError: unknown kind (lists the known ones) or field, or what the method itself refuses."""
+    if not isinstance(d, Mapping):
+        raise ArgumentError(f"[method] {d!r}, expected a dictionary with the method's name under 'kind'")
     d = dict(d)
     kind = d.pop("kind", None)
     if not isinstance(kind, str) or kind not in METHODS:

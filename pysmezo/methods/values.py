@@ -40,12 +40,13 @@ def plain(where: str, field, value):
     return make(value)
 
 
-def check_read(where: str, fields, method) -> None:
-    """ArgumentError: a field was set that the method's rule does not read."""
+def check_read(where: str, fields, method, own_rules) -> None:
+    """ArgumentError: a field was set that the method's rule does not read. own_rules: those that the method takes at all."""
     for f in fields:
         value, rules = getattr(method, f.name), RULES_THAT_READ.get(f.name)
         if rules and value != f.default and method.rule not in rules:
+            readers = [r for r in rules if r in own_rules]
             raise ArgumentError(
                 f"[{where}] {f.name} {value} with rule {method.rule}, which does not read it: expected it only with"
-                f" {' or '.join(rules)}"
+                f" {' or '.join(readers or rules)}"
             )
