@@ -1,10 +1,12 @@
 """What trains on an index set: its elements and no other, from a fraction, a file or a delta."""
 
 import numpy as np
+import oracle
 import pytest
 from test_streaming import CONFIG, batch, run_of, save_base
 
 from pysmezo import ArgumentError, Runtime, Sensitive
+from pysmezo import _core as core
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +45,13 @@ def test_index_file(base, tmp_path):
     method = Sensitive(index=str(tmp_path / "index.safetensors"))
     with Runtime.from_pretrained(base, method=method, lr=0.5, eps=2.0**-7, run_dir=tmp_path / "r") as run:
         before = run.weights(name).copy()
-        run.train_step(batch(0))
+        result = run.train_step(batch(0))
         after = run.weights(name)
+        z = core.noise(method.noise, 0, 1, 0, run.tensor_ids()[name], 0, before.size).reshape(before.shape)
     assert set(np.flatnonzero(after != before)) == set(listed)
+    mask = np.isin(np.arange(before.size), listed).reshape(before.shape)
+    want = oracle.update(before, [z], mask, result.scalars, result.lr)
+    assert np.array_equal(oracle.fp32_bits(after), oracle.fp32_bits(want))
     with Runtime.from_pretrained(base, method=method, run_dir=tmp_path / "r") as run:
         assert np.array_equal(run.weights(name), after)
     save_file({name: listed[::-1].copy()}, tmp_path / "bad.safetensors")
