@@ -108,6 +108,7 @@ class Runtime(OpenModel):
         for name, value in (("lr", lr), ("eps", eps)):
             if value != "auto" and not (planning.is_number(value) and 0 < value < float("inf")):
                 raise ArgumentError(f"[{name}] {value!r}, expected a positive number or 'auto'")
+        lr, eps = (value if value == "auto" else float(value) for value in (lr, eps))
         memory.parse_bytes(memory_budget)
         planning.device_bytes(device, memory_budget)
         if dtype in planning.QUANTIZED:

@@ -335,6 +335,15 @@ def test_options_that_would_do_nothing(base, options, found):
         Runtime.from_pretrained(base, **options)
 
 
+@pytest.mark.parametrize("factor", [-1.0, "1", float("nan"), True])
+def test_a_schedules_factor_is_a_number_from_0_up(base, factor):
+    with Runtime.from_pretrained(base, method=MeZO(), lr=np.float32(1e-3), eps=np.float32(1e-2)) as run:
+        with pytest.raises(ArgumentError, match=r"\[lr_scale\] .*, expected a number from 0 up"):
+            run.train_step(streamed_batch(0), lr_scale=factor)
+        assert run.step == 0
+        assert run.train_step(streamed_batch(0), lr_scale=np.float32(0.5)).lr == np.float32(np.float32(1e-3) * 0.5)
+
+
 def test_a_run_goes_on_with_the_lr_and_eps_it_began_with(base, tmp_path):
     settings = {"method": MeZO(), "run_dir": tmp_path}
     with Runtime.from_pretrained(base, lr=1e-3, eps=1e-2, **settings) as run:

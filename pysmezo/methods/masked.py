@@ -13,9 +13,8 @@ class SparseMeZO(Method):
     """Perturbs and updates the small weights of each matrix, |w| <= h (Liu et al. 2024, arXiv 2402.15751).
 
     sparsity: the *frozen* fraction; h is the k-th smallest |w0| of a matrix with k = round((1 - sparsity) * n), ties in. 0 equals MeZO bit for
-    bit. The mask is read from the current weights at every step, so the trained set can only shrink: what has left
-    it stays where it is, whatever its momentum. Whatever `trains` names has a threshold
-    of its own, with "all" norms and embeddings too.
+    bit. The mask is read from the current weights at every step, so the trained set can only shrink: what has left it stays where it
+    is, whatever its momentum. Whatever `trains` names has a threshold of its own, with "all" norms and embeddings too.
     """
 
     sparsity: float = field(default=0.75, kw_only=False)

@@ -79,7 +79,7 @@ class FZOO(MeZO):
     """One-sided queries whose scalars are divided by the standard deviation of their losses (Dang et al. 2025, arXiv 2506.09034).
 
     The paper divides by eps too (over_eps=True), its released code does not, and its learning rates are the code's. The deviation is that
-    of the code, 1 / queries under the root; with 1 / (queries - 1), the same at lr * sqrt(queries / (queries - 1)). Scalars have a size of
+    of the code, 1 / queries under the root; with 1 / (queries - 1) it is this at lr * sqrt((queries - 1) / queries). Scalars have a size of
     their own, whatever the loss: a learning rate does not carry over from MeZO. Losses that are all equal give none, and the step is skipped;
     losses that differ by rounding alone give a step as large as any.
     """
