@@ -70,6 +70,18 @@ def test_values_of_other_elements_are_refused(base, tmp_path, method, other, see
         Runtime.from_pretrained(base, method=other, seed=seed, delta=tmp_path / "delta")
 
 
+def test_a_masked_run_from_a_dense_delta_saves_all_of_it(base, tmp_path):
+    with Runtime.from_pretrained(base, method=MeZO(), lr=0.01, eps=0.01) as run:
+        run.train_step(batch(0))
+        run.save_delta(tmp_path / "dense")
+    with Runtime.from_pretrained(base, method=SparseMeZO(), delta=tmp_path / "dense", lr=0.01, eps=0.01) as run:
+        run.train_step(batch(1))
+        run.save_delta(tmp_path / "both")
+        trained = {n: run.weights(n).copy() for n in run.tensor_ids()}
+    with Runtime.from_pretrained(base, delta=tmp_path / "both") as run:
+        assert all(np.array_equal(run.weights(n), w) for n, w in trained.items())
+
+
 def test_the_method_asked_for_stays(base, tmp_path):
     saved(base, tmp_path, MeZO())
     with Runtime.from_pretrained(base, method=SparseMeZO(), delta=tmp_path / "delta") as run:

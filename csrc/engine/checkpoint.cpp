@@ -89,7 +89,9 @@ void Engine::save_delta(const std::string& path) {
     t.name = m.parameters[id].name;
     t.dtype = m.header.values;
     const Beside* const beside = m.besides->of(id);
-    t.packed = beside || m.store->overlay(id) || has_implicit_support(method);
+    // What a dense delta brought differs from the base outside the mask too.
+    const bool is_whole = !m.taken_whole.empty() && m.taken_whole[id];
+    t.packed = beside || m.store->overlay(id) || (has_implicit_support(method) && !is_whole);
     if (beside) {
       t.shape = {static_cast<int64_t>(beside->values.size())};
     } else if (const IndexOverlay* o = m.store->overlay(id)) {
@@ -290,6 +292,13 @@ void take_state(Engine::Impl& m, const StateReader& file, const std::string& whe
   if (m.streams_state()) m.store->use_generation(file);
 }
 
-void Engine::Impl::load_delta(const StateReader& delta) { take_state(*this, delta, delta.path()); }
+void Engine::Impl::load_delta(const StateReader& delta) {
+  take_state(*this, delta, delta.path());
+  taken_whole.resize(parameters.size());
+  for (const StateTensor& t : delta.tensors()) {
+    const uint32_t id = id_of(*this, t.name);
+    if (id < parameters.size() && !t.packed) taken_whole[id] = true;
+  }
+}
 
 }  // namespace smezo

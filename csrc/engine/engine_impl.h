@@ -70,6 +70,7 @@ struct Engine::Impl {
   // ArgumentError.
   void check_state(const StateReader& file, const std::string& where) const;
   void load_delta(const StateReader& delta);  // writes its values into the working copies
+  std::vector<bool> taken_whole;  // by tensor id: a delta gave all of it, though a mask says what trains
   // The journal's chain at the watermark. FormatError: the generation is not this journal's.
   void load_generation(uint32_t watermark, uint32_t chain);
   std::string generations() const {
